@@ -1,0 +1,181 @@
+"""Structured logs: JSON lines for machines in a file, short aligned lines for people on stderr.
+
+`configure` is called once at a process's edge; every other module calls `logger(name)` and logs an event word
+with fields. Four fields mean the same everywhere: `role`, `node`, `job`, and `cause` (the id of the message
+that led here), and `story` can follow a cause through the files of several processes. Values under
+secret-sounding keys never reach a line. Rotation is left to the operating system: the file is opened for
+appending and each line is one write.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TextIO
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from medley.protocol.errors import UserError, did_you_mean
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+COMMON = ("process", "role", "node", "job", "cause")
+REDACTED = "[redacted]"
+_SECRET_PARTS = ("token", "secret", "key", "password")
+_PUBLIC_KEYS = frozenset({"public_key", "placement_key", "key_id", "tokens", "tokens_per_s", "tokens_total"})
+_MAX_DEPTH = 6  # a log field nested deeper than this is a mistake, and a cycle must not hang a process
+
+
+class _Sinks:
+    """One process's outputs; `msg` is structlog's name for "write one rendered event"."""
+
+    __slots__ = ("_file", "_lock", "_person")
+
+    def __init__(self, file: TextIO | None, person: TextIO | None) -> None:
+        self._file = file
+        self._person = person
+        self._lock = threading.Lock()
+
+    def msg(self, event: EventDict) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.write(json_line(event) + "\n")
+                self._file.flush()
+            if self._person is not None:
+                self._person.write(human_line(event) + "\n")
+                self._person.flush()
+
+    debug = info = warning = error = msg
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+_current: _Sinks | None = None
+
+
+def configure(process: str, level: str = "info", path: Path | None = None, *, stderr: bool = True) -> None:
+    """Send this process's logs to `path` (JSON lines, appended) and, unless `stderr` is False, to stderr.
+
+    `process` names the process in every line. Calling it again replaces the outputs. Raises UserError for a
+    level that does not exist or a file that cannot be written.
+    """
+    global _current
+    if level not in LEVELS:
+        raise UserError(f"no log level '{level}': {did_you_mean(level, LEVELS)}")
+    sinks = _Sinks(None if path is None else _open(path), sys.stderr if stderr else None)
+    if _current is not None:
+        _current.close()
+    _current = sinks
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+            structlog.processors.format_exc_info,
+            _name_process(process),
+            redact,
+            _wrap,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_: sinks,
+        cache_logger_on_first_use=False,
+    )
+
+
+def logger(name: str, **fields: object) -> structlog.typing.FilteringBoundLogger:
+    """A logger that adds `logger=name` and `fields` (role, node, job, cause, ...) to each line it writes."""
+    bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name, **fields)
+    return bound
+
+
+def bind(**fields: object) -> None:
+    """Add fields to every later line of this thread or asyncio task, whoever writes it."""
+    structlog.contextvars.bind_contextvars(**fields)
+
+
+def story(paths: list[Path], cause: str) -> Iterator[dict[str, object]]:
+    """The lines of several JSON-lines files that carry this causal id, oldest first."""
+    found = [line for path in paths for line in _lines(path) if line.get("cause") == cause]
+    yield from sorted(found, key=lambda line: str(line.get("at", "")))
+
+
+def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A structlog processor: values under keys that sound secret are replaced, at any depth."""
+    return {key: _clean(key, value, _MAX_DEPTH) for key, value in event.items()}
+
+
+def json_line(event: Mapping[str, object]) -> str:
+    """One event as one line of JSON; what JSON has no word for is written as text."""
+    return json.dumps(event, default=str, ensure_ascii=False)
+
+
+def human_line(event: Mapping[str, object]) -> str:
+    """`12:30:01 info  worker-2  lease granted  range=0-64 job=j1`: what a person wants to see, in reading
+    order.
+    """
+    rest = [f"{key}={_short(value)}" for key, value in event.items() if key not in _LEADING]
+    at, level = str(event.get("at", ""))[11:19], str(event.get("level", ""))
+    who = str(event.get("role") or event.get("process", ""))
+    return f"{at} {level:<7} {who:<12} {event.get('event', '')}  {' '.join(rest)}".rstrip()
+
+
+_LEADING = frozenset({"at", "level", "process", "role", "event", "logger"})
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8")
+    except OSError as refused:
+        raise UserError(f"cannot write the log file {path}: {refused.strerror}") from refused
+
+
+def _name_process(process: str) -> structlog.typing.Processor:
+    def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event["process"] = process
+        return event
+
+    return add
+
+
+def _wrap(_: WrappedLogger, __: str, event: EventDict) -> tuple[tuple[EventDict], dict[str, object]]:
+    return (event,), {}
+
+
+def _clean(key: str, value: object, depth: int) -> object:
+    if _is_secret(key):
+        return REDACTED
+    if depth == 0:
+        return "..."
+    match value:
+        case Mapping():
+            return {str(inner): _clean(str(inner), item, depth - 1) for inner, item in value.items()}
+        case list() | tuple():
+            return [_clean("", item, depth - 1) for item in value]
+        case _:
+            return value
+
+
+def _is_secret(key: str) -> bool:
+    lowered = key.lower()
+    return lowered not in _PUBLIC_KEYS and any(part in lowered for part in _SECRET_PARTS)
+
+
+def _short(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if " " in text or "\n" in text else text
+
+
+def _lines(path: Path) -> Iterator[dict[str, object]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a process that was killed while writing it
