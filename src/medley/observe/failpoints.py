@@ -1,10 +1,11 @@
 """Named places where a process can be told to die, so that crashes are tested where they hurt.
 
-Disabled unless the environment variable MEDLEY_FAILPOINTS names a directory; then a file `<directory>/<name>` arms the
-failpoint `name`. A hit that fires renames the file to `<name>.fired.<pid>` (so it fires once, in one process) and kills
-the process as `kill -9` would: no cleanup, no flush. The file may hold words: an integer says how many hits of a process
-to let pass first, `key=value` fires only in a process that called `describe_process(key="value")`.
-Each name's first hit in a process is appended to `<directory>/seen.<pid>`: the list of reachable boundaries.
+Disabled unless the environment variable MEDLEY_FAILPOINTS names a directory; then a file `<directory>/<name>`
+arms the failpoint `name`. A hit that fires renames the file to `<name>.fired.<pid>` (so it fires once, in one
+process) and kills the process as `kill -9` would: no cleanup, no flush. The file may hold words: an integer
+says how many hits of a process to let pass first, `key=value` fires only in a process that called
+`describe_process(key="value")`. Each name's first hit in a process is appended to `<directory>/seen.<pid>`:
+the list of reachable boundaries.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ _lock = threading.Lock()
 
 
 def hit(name: str) -> None:
-    """Die here if the failpoint `name` is armed for this process; otherwise, and when disabled, do nothing."""
+    """Die here if the failpoint `name` is armed for this process; otherwise, and when disabled, do
+    nothing."""
     if _DIRECTORY is not None:
         _hit(Path(_DIRECTORY), name)
 
 
 def describe_process(**labels: str) -> None:
-    """Say what this process is (`role="coordinator"`, `node="w1"`), for orders that fire in one process only."""
+    """Say what this process is (`role="coordinator"`, `node="w1"`), for orders that fire in one process
+    only."""
     with _lock:
         _labels.update(labels)
 
