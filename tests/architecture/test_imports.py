@@ -56,7 +56,7 @@ def test_every_room_is_in_the_architecture() -> None:
     assert rooms <= MAY_IMPORT.keys(), f"rooms nobody planned: {sorted(rooms - MAY_IMPORT.keys())}"
 
 
-def test_nothing_imports_the_package_root_modules_except_its_version() -> None:
+def test_pure_rooms_know_nothing_of_the_package_root() -> None:
     wrong = [
         f"{module.name}:{line} imports {name}"
         for module in package()
@@ -102,7 +102,7 @@ def test_the_pure_rooms_load_without_torch(room: str) -> None:
 
 
 def _room_of(name: str) -> str:
-    """ "medley.roles.ledger" -> "roles"; "" for what is not ours, and for the root modules."""
+    """The room of `medley.roles.ledger` is "roles"; "" for what is not ours, and for the root modules."""
     parts = name.split(".")
     if parts[0] != "medley" or len(parts) < 2:
         return ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,21 +24,22 @@ from structlog.typing import EventDict, WrappedLogger
 from medley.protocol.errors import UserError, did_you_mean
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-COMMON = ("process", "role", "node", "job", "cause")
 REDACTED = "[redacted]"
-_SECRET_PARTS = ("token", "secret", "key", "password")
-_PUBLIC_KEYS = frozenset({"public_key", "placement_key", "key_id", "tokens", "tokens_per_s", "tokens_total"})
+# Words of a field's name, cut at "_" and "-". "tokens" is always a count in Medley, so it is not among them.
+_SECRET_WORDS = frozenset({"token", "secret", "secrets", "key", "keys", "apikey", "password", "passwords"})
+_NOT_SECRET = frozenset({"public_key", "placement_key", "key_id"})
+_SEPARATORS = re.compile(r"[_.-]")
 _MAX_DEPTH = 6  # a log field nested deeper than this is a mistake, and a cycle must not hang a process
 
 
 class _Sinks:
     """One process's outputs; `msg` is structlog's name for "write one rendered event"."""
 
-    __slots__ = ("_file", "_lock", "_person")
+    __slots__ = ("_file", "_lock", "_stderr")
 
-    def __init__(self, file: TextIO | None, person: TextIO | None) -> None:
+    def __init__(self, file: TextIO | None, stderr: bool) -> None:
         self._file = file
-        self._person = person
+        self._stderr = stderr
         self._lock = threading.Lock()
 
     def msg(self, event: EventDict) -> None:
@@ -45,11 +47,11 @@ class _Sinks:
             if self._file is not None:
                 self._file.write(json_line(event) + "\n")
                 self._file.flush()
-            if self._person is not None:
-                self._person.write(human_line(event) + "\n")
-                self._person.flush()
+            if self._stderr:
+                sys.stderr.write(human_line(event) + "\n")
+                sys.stderr.flush()
 
-    debug = info = warning = error = msg
+    debug = info = warning = error = critical = msg
 
     def close(self) -> None:
         if self._file is not None:
@@ -68,7 +70,7 @@ def configure(process: str, level: str = "info", path: Path | None = None, *, st
     global _current
     if level not in LEVELS:
         raise UserError(f"no log level '{level}': {did_you_mean(level, LEVELS)}")
-    sinks = _Sinks(None if path is None else _open(path), sys.stderr if stderr else None)
+    sinks = _Sinks(None if path is None else _open(path), stderr)
     if _current is not None:
         _current.close()
     _current = sinks
@@ -89,8 +91,12 @@ def configure(process: str, level: str = "info", path: Path | None = None, *, st
 
 
 def logger(name: str, **fields: object) -> structlog.typing.FilteringBoundLogger:
-    """A logger that adds `logger=name` and `fields` (role, node, job, cause, ...) to each line it writes."""
-    bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name, **fields)
+    """A logger that adds `source=name` and `fields` (role, node, job, cause, ...) to each line it writes."""
+    if not structlog.is_configured():
+        configure(
+            "medley", "warning"
+        )  # structlog's own default would write to stdout, which belongs to results
+    bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(source=name, **fields)
     return bound
 
 
@@ -125,7 +131,7 @@ def human_line(event: Mapping[str, object]) -> str:
     return f"{at} {level:<7} {who:<12} {event.get('event', '')}  {' '.join(rest)}".rstrip()
 
 
-_LEADING = frozenset({"at", "level", "process", "role", "event", "logger"})
+_LEADING = frozenset({"at", "level", "process", "role", "event", "source"})
 
 
 def _open(path: Path) -> TextIO:
@@ -164,7 +170,7 @@ def _clean(key: str, value: object, depth: int) -> object:
 
 def _is_secret(key: str) -> bool:
     lowered = key.lower()
-    return lowered not in _PUBLIC_KEYS and any(part in lowered for part in _SECRET_PARTS)
+    return lowered not in _NOT_SECRET and not _SECRET_WORDS.isdisjoint(_SEPARATORS.split(lowered))
 
 
 def _short(value: object) -> str:
