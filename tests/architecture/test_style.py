@@ -70,14 +70,14 @@ def test_names_say_something() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_two_public_classes_of_one_room_share_a_name() -> None:
+def test_no_two_public_classes_of_one_folder_share_a_name() -> None:
     found = Counter(
-        (module.room, node.name)
+        (module.path.parent.name, node.name)
         for module in _written()
         for node in module.tree.body
         if _is_public_class(node)
     )
-    twice = [f"{room}: {name}" for (room, name), count in found.items() if count > 1]
+    twice = [f"{folder}: {name}" for (folder, name), count in found.items() if count > 1]
     assert not twice, "\n".join(twice)
 
 
