@@ -1,0 +1,1 @@
+"""Heavy work: ordinary torch code that runs what roles ask for."""

@@ -1,0 +1,131 @@
+"""The task that Medley is for: a causal language model learns to answer questions.
+
+Samples are `Example`s, rows are packed windows, the loss sees answer tokens only. Everything comes from a
+prepared data directory and a tokenizer directory, which are the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medley.data.examples import Example
+from medley.data.pack import Row, alone, arrays, pack
+from medley.data.prepare import Prepared, open_prepared
+from medley.data.template import Window, windows
+from medley.engines.memory import TOKENS_AT_ONCE
+from medley.engines.task import Loss, Task
+from medley.models.dtype import choose_device
+from medley.models.export import save
+from medley.models.load import load_model
+from medley.models.loss import Batch, segment_mask, token_losses
+from medley.models.presets import is_preset
+from medley.models.tokenizer import load_tokenizer, train_tokenizer
+from medley.protocol.spec import JobSpec
+
+# Tokenised examples kept for the next epoch; at about forty bytes a token 40 MiB.
+CACHED_TOKENS = 1_000_000
+
+
+class CausalLMTask(Task):
+    """`tokenizer` is a directory or a hub name; `dtype` is what the network computes in."""
+
+    def __init__(
+        self, spec: JobSpec, prepared: Prepared, tokenizer: Any, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.spec = spec
+        self.prepared = prepared
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+        self.device = choose_device()
+        self._windows = WindowCache(CACHED_TOKENS)
+
+    def model(self) -> nn.Module:
+        # Full training starts from exact fp32 numbers and is cast by the engine; a frozen base is never
+        # needed in fp32.
+        frozen = self.spec.model.lora.rank > 0
+        dtype = self.dtype if frozen else torch.float32
+        return load_model(self.spec.model, self.spec.train.seed, self.tokenizer, dtype)
+
+    def dataset(self) -> Sequence[Example]:
+        return self.prepared.train
+
+    def heldout(self) -> Sequence[Example] | None:
+        return self.prepared.heldout or None
+
+    def rows(self, samples: list[Any]) -> list[Row]:
+        cut = [window for sample in samples for window in self._cut(sample)]
+        return pack(cut, self.spec.model.context_tokens) if self.spec.data.packing else alone(cut)
+
+    def micro_batch(self) -> int:
+        return max(1, TOKENS_AT_ONCE[self.device.type] // self.spec.model.context_tokens)
+
+    def collate(self, rows: list[Row]) -> Batch:
+        made = arrays(rows)
+        tokens, positions, segments, labels = (
+            torch.from_numpy(a).to(self.device)
+            for a in (made.tokens, made.positions, made.segments, made.labels)
+        )
+        return Batch(tokens, positions, labels, segment_mask(segments), int((made.segments > 0).sum()))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        total, count, correct = token_losses(model, batch)
+        return Loss(total, count, correct, batch.real_tokens)
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        save(model, self.tokenizer, directory)
+
+    def _cut(self, example: Example) -> list[Window]:
+        found = self._windows.get(example)
+        if found is None:
+            found = windows(self.tokenizer, example, self.spec.model.context_tokens, self.spec.data.template)
+            self._windows.put(example, found)
+        return found
+
+
+class WindowCache:
+    """Tokenised examples, least recently used dropped first once there are more than `limit_tokens`."""
+
+    def __init__(self, limit_tokens: int) -> None:
+        self._limit_tokens = limit_tokens
+        self._tokens = 0
+        self._kept: OrderedDict[Example, list[Window]] = OrderedDict()
+
+    def get(self, key: Example) -> list[Window] | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Example, value: list[Window]) -> None:
+        self._kept[key] = value
+        self._tokens += _tokens(value)
+        while self._tokens > self._limit_tokens and len(self._kept) > 1:
+            self._tokens -= _tokens(self._kept.popitem(last=False)[1])
+
+
+def _tokens(value: list[Window]) -> int:
+    return sum(len(window.tokens) for window in value)
+
+
+def prepare_tokenizer(spec: JobSpec, prepared: Prepared, directory: Path) -> Any:
+    """The tokenizer directory that every machine gets: trained on the training texts for a preset, copied
+    otherwise.
+    """
+    if is_preset(spec.model.base):
+        texts = (text for e in prepared.train for text in (e.question, e.answer))
+        return train_tokenizer(texts, spec.model.vocab_size, directory, spec.model.context_tokens)
+    tokenizer = load_tokenizer(spec.model.base)
+    tokenizer.save_pretrained(str(directory))
+    return tokenizer
+
+
+def open_causal_lm(
+    spec: JobSpec, data: Path, tokenizer: Path, dtype: torch.dtype = torch.float32
+) -> CausalLMTask:
+    """The task from its two shipped directories."""
+    return CausalLMTask(spec, open_prepared(data), load_tokenizer(tokenizer), dtype)

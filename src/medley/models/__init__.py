@@ -1,0 +1,1 @@
+"""Causal language models: presets, tokenizers, loading, adapters, saving. Built on transformers and PEFT."""
