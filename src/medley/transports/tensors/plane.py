@@ -1,0 +1,205 @@
+"""The asyncio face of the tensor plane: `put` and `get` objects, and a handler that peers' transfers are put
+to.
+
+Handler calls run in one task group that belongs to the plane; closing the plane ends it. All socket work is
+on the engine's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from medley.protocol.errors import UserError
+from medley.transports.tensors.contract import Buffer, Handler, Limits, Peer
+from medley.transports.tensors.curve import Curve
+from medley.transports.tensors.engine import Engine
+from medley.transports.tensors.flow import Gather, as_bytes_view
+from medley.transports.tensors.outbound import Attempt, Call, Get, Progress, Put
+from medley.transports.tensors.wire import Header
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[Any]]
+Then = Callable[[Any], None]
+Allow = Callable[[bytes], bool]
+Into = Buffer | Callable[[int], Buffer]
+
+
+class TensorPlane:
+    """One endpoint. Open it with `await TensorPlane.open(...)`, use it from that event loop only, close it
+    once.
+    """
+
+    def __init__(self, identity: Curve | None, limits: Limits, allow: Allow | None, handler: Handler) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._work: asyncio.Queue[tuple[Work, Then]] = asyncio.Queue()
+        self._identity = identity
+        self._engine = Engine(
+            identity=identity, allow=allow, limits=limits, handler=handler, ask=self._ask, tell=self._tell
+        )
+        self._server: asyncio.Task[None] | None = None
+        self.endpoint = ""
+        self.public_key = identity.public_key if identity else None
+
+    @classmethod
+    async def open(
+        cls,
+        host: str,
+        port: int = 0,
+        *,
+        identity: Curve | None,
+        limits: Limits | None = None,
+        allow: Allow | None = None,
+        handler: Handler,
+    ) -> Self:
+        """Bind `host:port` (0: any free port) and serve `handler`.
+
+        Without an identity nothing is encrypted and nobody is authenticated, so only a loopback address is
+        served. `allow(public_key)` admits a connecting key; it runs on the I/O thread and must be quick. None
+        admits nobody. Raises `UserError` for an address that cannot be served.
+        """
+        if identity is None and not _is_loopback(host):
+            raise UserError(
+                f"the tensor plane serves {host} only with a CURVE identity; without one use 127.0.0.1"
+            )
+        plane = cls(identity, limits or Limits(), allow, handler)
+        bracketed = f"[{host}]" if ":" in host else host
+        try:
+            plane.endpoint = plane._engine.bind(f"tcp://{bracketed}:{port or '*'}")
+        except OSError as error:
+            plane._engine.abandon()
+            raise UserError(f"the tensor plane cannot listen on {host}:{port}: {error}") from error
+        plane._engine.start()
+        plane._server = asyncio.create_task(plane._serve())
+        return plane
+
+    async def put(
+        self, peer: Peer, header: Header, buffers: Sequence[Buffer], progress: Progress | None = None
+    ) -> bytes:
+        """Send the bytes of `buffers` and return the peer's reply body.
+
+        Lives through lost connections and a restarted receiver, continuing where the receiver is. The buffers
+        must not change until this returns. `progress(done, total)` is called on the event loop. Raises
+        `Refused` when the peer says no and `Unavailable` when there is no progress for a time that fits the
+        link.
+        """
+        gather = Gather(buffers)
+        if gather.nbytes != header.nbytes:
+            raise ValueError(f"the header says {header.nbytes} bytes, the buffers have {gather.nbytes}")
+        reply: bytes = await self._call(
+            peer, lambda attempt, answer: Put(attempt, header, gather, answer, progress)
+        )
+        return reply
+
+    async def get(self, peer: Peer, header: Header, into: Into) -> memoryview:
+        """Fetch the object the peer's handler finds for `header` and return the filled view of bytes.
+
+        `into` is a writable buffer of exactly its size, or is called on the event loop with the size (already
+        checked against the limits) to make one. Raises as `put`, and `ValueError` when the buffer does not
+        fit.
+        """
+        make: Callable[[int], Buffer] = into if callable(into) else (lambda total: into)
+        whole: memoryview = await self._call(
+            peer, lambda attempt, answer: Get(attempt, header, lambda n: as_bytes_view(make(n)), answer)
+        )
+        return whole
+
+    def revoke(self, public_key: bytes) -> None:
+        """Refuse this key from now on, and end every transfer and connection it has with us."""
+        self._engine.post(lambda now: self._engine.revoke(public_key, now))
+
+    def counters(self) -> Counter[str]:
+        """A copy of what was counted since opening: bytes sent, objects, refused frames, damaged chunks, and
+        so on.
+        """
+        return Counter(self._engine.counters)
+
+    async def close(self) -> None:
+        """End every transfer (callers see `Unavailable`), cancel handler calls, give the sockets back."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._engine.stop()
+        await asyncio.to_thread(self._engine.join)
+        server.cancel()
+        await asyncio.wait([server])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, peer: Peer, make: Callable[[Attempt, Callable[[Any], None]], Call]) -> Any:
+        if self._server is None:
+            raise RuntimeError("the tensor plane is closed")
+        if self._identity is not None and peer.public_key is None:
+            raise UserError(
+                f"{peer.endpoint}: a plane with a CURVE identity connects only to peers whose key it knows"
+            )
+        if self._identity is None and peer.public_key is not None:
+            raise UserError(f"{peer.endpoint} wants CURVE, and this plane was opened without an identity")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        begun: list[Call | None] = []
+
+        def answer(value: Any) -> None:
+            self._tell(lambda: _resolve(future, value))
+
+        self._engine.post(lambda now: begun.append(self._engine.call(peer, lambda at: make(at, answer), now)))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._engine.post(
+                lambda now: [self._engine.cancel(call) for call in begun if call is not None] and None
+            )
+            raise
+
+    def _ask(self, work: Work, then: Then) -> None:
+        self._tell(lambda: self._work.put_nowait((work, then)))
+
+    def _tell(self, call: Callable[[], Any]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            log.debug("the event loop closed before the tensor plane did")
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(_answer(*await self._work.get()))
+
+
+async def _answer(work: Work, then: Then) -> None:
+    """The outermost edge around the handler: what it raises becomes an answer, never the end of the plane."""
+    try:
+        answer = await work()
+    except Exception as error:
+        log.exception("the tensor handler failed")
+        answer = error
+    then(answer)
+
+
+def _resolve(future: asyncio.Future[Any], value: Any) -> None:
+    if future.done():
+        return
+    if isinstance(value, Exception):
+        future.set_exception(value)
+    else:
+        future.set_result(value)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
