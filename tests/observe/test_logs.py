@@ -16,6 +16,7 @@ from medley.protocol.errors import UserError
 @pytest.fixture(autouse=True)
 def _fresh_logging() -> Iterator[None]:
     yield
+    logs.close()
     structlog.contextvars.clear_contextvars()
     structlog.reset_defaults()
 
@@ -84,6 +85,18 @@ def test_an_unwritable_file_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the log file"):
         logs.configure("node", path=tmp_path / "file" / "node.jsonl")
+
+
+def test_a_full_disk_costs_the_log_and_not_the_process(capsys: pytest.CaptureFixture[str]) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    logs.configure("node", path=full, stderr=False)
+    logs.logger("x").info("first")
+    logs.logger("x").info("second")
+    shown = capsys.readouterr().err
+    assert "/dev/full: No space left on device; logging goes on here" in shown
+    assert "second" in shown
 
 
 def test_a_person_reads_short_lines(capsys: pytest.CaptureFixture[str]) -> None:

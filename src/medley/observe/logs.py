@@ -9,14 +9,15 @@ appending and each line is one write.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -37,7 +38,7 @@ class _Sinks:
 
     __slots__ = ("_file", "_lock", "_stderr")
 
-    def __init__(self, file: TextIO | None, stderr: bool) -> None:
+    def __init__(self, file: FileIO | None, stderr: bool) -> None:
         self._file = file
         self._stderr = stderr
         self._lock = threading.Lock()
@@ -45,20 +46,34 @@ class _Sinks:
     def msg(self, event: EventDict) -> None:
         with self._lock:
             if self._file is not None:
-                self._file.write(json_line(event) + "\n")
-                self._file.flush()
+                self._append(self._file, json_line(event) + "\n")
             if self._stderr:
-                sys.stderr.write(human_line(event) + "\n")
-                sys.stderr.flush()
+                print(human_line(event), file=sys.stderr, flush=True)
 
     debug = info = warning = error = critical = msg
 
+    def _append(self, file: FileIO, line: str) -> None:
+        try:
+            file.write(line.encode("utf-8", errors="replace"))
+        except OSError as refused:  # a full disk costs the log, never the process
+            self._file, self._stderr = None, True
+            print(f"{file.name}: {refused.strerror}; logging goes on here", file=sys.stderr, flush=True)
+
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
 
 
 _current: _Sinks | None = None
+
+
+@atexit.register
+def close() -> None:
+    """Close the log file; later lines still reach stderr. Runs by itself when the process ends."""
+    if _current is not None:
+        _current.close()
 
 
 def configure(process: str, level: str = "info", path: Path | None = None, *, stderr: bool = True) -> None:
@@ -71,8 +86,7 @@ def configure(process: str, level: str = "info", path: Path | None = None, *, st
     if level not in LEVELS:
         raise UserError(f"no log level '{level}': {did_you_mean(level, LEVELS)}")
     sinks = _Sinks(None if path is None else _open(path), stderr)
-    if _current is not None:
-        _current.close()
+    close()
     _current = sinks
     structlog.configure(
         processors=[
@@ -134,10 +148,10 @@ def human_line(event: Mapping[str, object]) -> str:
 _LEADING = frozenset({"at", "level", "process", "role", "event", "source"})
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8")
+        return path.open("ab", buffering=0)
     except OSError as refused:
         raise UserError(f"cannot write the log file {path}: {refused.strerror}") from refused
 
