@@ -56,6 +56,7 @@ class _Sinks:
         try:
             file.write(line.encode("utf-8", errors="replace"))
         except OSError as refused:  # a full disk costs the log, never the process
+            file.close()
             self._file, self._stderr = None, True
             print(f"{file.name}: {refused.strerror}; logging goes on here", file=sys.stderr, flush=True)
 
