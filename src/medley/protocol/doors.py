@@ -1,6 +1,7 @@
 """What is said outside a node's stream: joining with a token, and an operator's questions.
 
-Requests and answers, each one message of `medley.proto`. What a token or a question means is left to the coordinator.
+Requests and answers, each one message of `medley.proto`. What a token or a question means is left to the
+coordinator.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class JoinRequest:
 
 @dataclass(frozen=True, slots=True)
 class JoinReply:
-    """A certificate, or one sentence in `refused`. `control_address` empty: the door's host, at the control port."""
+    """A certificate, or one sentence in `refused`. `control_address` is host:port for the stream."""
 
     certificate_pem: bytes
     authority_pem: bytes

@@ -1,15 +1,17 @@
 """Control messages to protobuf and back, as `medley.proto` lays them out.
 
-The contract is generated from the dataclasses of `protocol.messages` (tools/make_proto.py), and so is this codec: one pair
-of closures per class, built once at import. Decoding is strict: sizes are checked before anything is parsed, an envelope
-holds exactly one body, nested messages are present, `Literal` values are allowed ones, strings and lists are bounded.
-Whatever fails raises `FrameError`, on both sides, so that a peer never hears what it would refuse.
+The contract is generated from the dataclasses of `protocol.messages` (tools/make_proto.py), and so is this
+codec: one pair of closures per class, built once at import. Decoding is strict: sizes are checked before
+anything is parsed, an envelope holds exactly one body, nested messages are present, `Literal` values are
+allowed ones, strings and lists are bounded. Whatever fails raises `FrameError`, on both sides, so that a
+peer never hears what it would refuse.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -27,13 +29,15 @@ MAX_ITEMS = 65_536
 # Fields that carry a whole JSON document rather than a name or a sentence.
 DOCUMENTS = frozenset({"plan", "body_json"})
 
+_ENVELOPE: Any = vars(medley_pb2)["Envelope"]
+
 T = TypeVar("T")
 Convert = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message on a stream. `cause` names the event that led to it; `term` is the coordinator's, 0 from a node."""
+    """One message on a stream. `cause` names what led to it; `term` is the coordinator's, 0 from a node."""
 
     message: Any
     cause: str = ""
@@ -51,20 +55,18 @@ class _Shape:
 
 def encode(message: FromNode | ToNode, *, cause: str = "", term: int = 0) -> bytes:
     """Bytes of an Envelope around `message`. Raises FrameError for what `decode` would refuse."""
-    try:
-        body = _BODIES[type(message)]
-    except KeyError:
-        raise FrameError(f"{type(message).__name__} is not a control message") from None
+    cls = type(message)
+    if cls not in _BODIES:
+        raise FrameError(f"{cls.__name__} is not a control message")
     _text(cause, "cause", MAX_TEXT_NBYTES)
-    envelope = _guarded(
-        lambda: medley_pb2.Envelope(term=term, cause=cause, **{body: _SHAPES[type(message)].write(message)}), message
-    )
-    return _bounded(envelope.SerializeToString())
+    with _sending(cls):
+        body = {_BODIES[cls]: _SHAPES[cls].write(message)}
+        return _bounded(_ENVELOPE(term=term, cause=cause, **body).SerializeToString())
 
 
 def decode(data: bytes) -> Envelope:
-    """The envelope again. Raises FrameError for bytes `encode` could not have made, before allocating by them."""
-    envelope = _parsed(medley_pb2.Envelope, data)
+    """The envelope again. Raises FrameError for bytes that `encode` could not have made."""
+    envelope = _parsed(_ENVELOPE, data)
     body = envelope.WhichOneof("body")
     if body is None:
         raise FrameError("an envelope without a message")
@@ -74,8 +76,9 @@ def decode(data: bytes) -> Envelope:
 
 
 def encode_plain(value: Any) -> bytes:
-    """Bytes of one dataclass of the contract that travels outside an envelope (the join and operator doors)."""
-    return _bounded(_guarded(lambda: shape_of(type(value)).write(value), value).SerializeToString())
+    """Bytes of one dataclass that travels outside an envelope (the join and operator doors)."""
+    with _sending(type(value)):
+        return _bounded(shape_of(type(value)).write(value).SerializeToString())
 
 
 def decode_plain(cls: type[T], data: bytes) -> T:
@@ -85,7 +88,7 @@ def decode_plain(cls: type[T], data: bytes) -> T:
     return value
 
 
-def shape_of(cls: type) -> _Shape:
+def shape_of(cls: Any) -> _Shape:
     """The codec of a dataclass, built at its first use; the contract must have a message of the same name."""
     known = _SHAPES.get(cls)
     if known is None:
@@ -106,11 +109,12 @@ def members(union: Any) -> tuple[type, ...]:
     return tuple(dict.fromkeys(cls for part in parts for cls in members(part)))
 
 
-def _guarded(make: Callable[[], Any], value: Any) -> Any:
+@contextmanager
+def _sending(cls: type) -> Iterator[None]:
     try:
-        return make()
+        yield
     except (TypeError, ValueError, EncodeError) as error:
-        raise FrameError(f"{type(value).__name__} cannot be encoded: {error}") from None
+        raise FrameError(f"{cls.__name__} cannot be encoded: {error}") from None
 
 
 def _bounded(data: bytes) -> bytes:
@@ -132,7 +136,9 @@ def _parsed(pb: Any, data: bytes) -> Any:
 
 
 def _build(cls: type) -> _Shape:
-    pb = getattr(medley_pb2, cls.__name__)
+    pb: Any = getattr(medley_pb2, cls.__name__, None)
+    if pb is None:
+        raise ImportError(f"medley.proto has no message {cls.__name__}: run tools/make_proto.py")
     hints = get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     pairs = [_field(name, hints[name]) for name in names]
@@ -140,7 +146,10 @@ def _build(cls: type) -> _Shape:
     readers = [read for _, read in pairs]
 
     def write(value: Any) -> Any:
-        return pb(**{name: (get(value) if convert is None else convert(get(value))) for name, get, convert in writers})
+        fields = {}
+        for name, get, convert in writers:
+            fields[name] = get(value) if convert is None else convert(get(value))
+        return pb(**fields)
 
     def read(message: Any) -> Any:
         return cls(*[get(message) for get in readers])

@@ -1,0 +1,213 @@
+"""A node's end of the control plane: one outbound stream, held for ever; and the one call that joins a fleet.
+
+Promises: Hello first on every stream, messages in order, never a blocked sender, and a new attempt after
+every loss, 0.1 s to 2 s later, jittered. What is said while disconnected is dropped: the statuses in the
+next Hello say it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from medley.protocol import wire
+from medley.protocol.doors import JoinReply, JoinRequest
+from medley.protocol.errors import FrameError, Unavailable, UserError
+from medley.protocol.messages import FromNode, Hello
+from medley.transports.control.contract import ATTACH, EOF, JOIN, Limits, Pem, channel_options
+from medley.transports.control.outbox import Outbox
+
+# Answers that will be the same in a tenth of a second: ask again at the slow end of the backoff.
+_FINAL = frozenset(
+    {
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+
+class _Over(Exception):
+    """The stream ended for a reason of ours."""
+
+
+class ControlClient:
+    """Keeps one stream to the coordinator. All methods belong to the event loop that `run` runs on."""
+
+    def __init__(self, *, rng: random.Random, limits: Limits | None = None) -> None:
+        self._rng = rng
+        self._limits = limits or Limits()
+        self._outbox: Outbox | None = None
+        self._hurry = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        return self._outbox is not None
+
+    def send(self, message: FromNode, cause: str = "") -> bool:
+        """Queue a message; never blocks. False (and dropped) when disconnected; an overflow ends the stream.
+
+        Raises FrameError for a message that the contract cannot carry.
+        """
+        if self._outbox is None:
+            return False
+        if self._outbox.put(wire.encode(message, cause=cause)):
+            return True
+        self.reconnect("the coordinator reads too slowly")
+        return False
+
+    def reconnect(self, reason: str) -> None:
+        """End the present stream, or cut the present pause short."""
+        self._hurry.set()
+        if self._outbox is not None:
+            self._outbox.close(reason)
+
+    async def run(
+        self,
+        address: str,
+        identity: Pem,
+        hello: Callable[[], Hello],
+        inbox: Callable[[wire.Envelope], None],
+        connected: Callable[[], None] = lambda: None,
+        disconnected: Callable[[str], None] = lambda reason: None,
+    ) -> NoReturn:
+        """Stay connected until cancelled. `hello` is asked at each attempt; the callbacks must not block.
+
+        `disconnected` hears one sentence for each attempt that ended, whether or not it had connected.
+        """
+        delay_s = self._limits.reconnect_first_s
+        while True:
+            session = _Session(self, hello, inbox, connected)
+            reason = await session.run(address, identity)
+            disconnected(reason)
+            if session.refused:
+                delay_s = self._limits.reconnect_last_s
+            elif session.was_connected:
+                delay_s = self._limits.reconnect_first_s
+            await self._pause(delay_s)
+            delay_s = min(2 * delay_s, self._limits.reconnect_last_s)
+
+    async def _pause(self, delay_s: float) -> None:
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s * (0.5 + 0.5 * self._rng.random())):
+                await self._hurry.wait()
+
+
+class _Session:
+    """One attempt: one channel, one stream."""
+
+    def __init__(
+        self,
+        client: ControlClient,
+        hello: Callable[[], Hello],
+        inbox: Callable[[wire.Envelope], None],
+        connected: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._limits = client._limits
+        self._hello = hello
+        self._inbox = inbox
+        self._connected = connected
+        self.was_connected = False
+        self.refused = False
+
+    async def run(self, address: str, identity: Pem) -> str:
+        """Why the attempt ended, in a sentence."""
+        credentials = grpc.ssl_channel_credentials(
+            identity.authority_pem, identity.key_pem, identity.cert_pem
+        )
+        async with grpc.aio.secure_channel(address, credentials, channel_options(self._limits)) as channel:
+            call: Any = channel.stream_stream(ATTACH)()  # type: ignore[call-arg]
+            try:
+                await self._open(call)
+                await self._converse(call)
+            except grpc.aio.AioRpcError as error:
+                self.refused = error.code() in _FINAL
+                return error.details() or f"the stream ended ({error.code().name})"
+            except (FrameError, _Over, TimeoutError) as error:
+                return str(error) or "the coordinator did not answer in time"
+            finally:
+                self._client._outbox = None
+                call.cancel()
+
+    async def _open(self, call: Any) -> None:
+        hello = wire.encode(self._hello())
+        async with asyncio.timeout(self._limits.hello_timeout_s):
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await call.write(hello)
+                await call.initial_metadata()
+            if call.done():
+                await call.read()
+                raise _Over("the coordinator ended the stream")
+
+    async def _converse(self, call: Any) -> NoReturn:
+        outbox = Outbox(self._limits.outbound_messages, self._limits.outbound_nbytes)
+        self._client._outbox = outbox
+        self.was_connected = True
+        self._connected()
+        ended: BaseException = _Over("the stream ended")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(call))
+                tasks.create_task(self._write(call, outbox))
+        except* (grpc.aio.AioRpcError, FrameError, _Over) as errors:
+            ended = errors.exceptions[0]
+        raise ended
+
+    async def _read(self, call: Any) -> NoReturn:
+        while True:
+            data = await call.read()
+            if data is EOF:
+                raise _Over("the coordinator ended the stream")
+            self._inbox(wire.decode(data))
+
+    async def _write(self, call: Any, outbox: Outbox) -> None:
+        while (data := await outbox.take()) is not None:
+            try:
+                await call.write(data)
+            except asyncio.InvalidStateError:
+                return  # the call is over, and the reader is about to hear why
+        raise _Over(outbox.reason or "the stream ended")
+
+
+async def join(
+    door_address: str, authority_pem: bytes, request: JoinRequest, limits: Limits | None = None
+) -> JoinReply:
+    """Redeem a token. Raises Unavailable when nobody answers; a refusal is the reply's own `refused`."""
+    limits = limits or Limits()
+    credentials = grpc.ssl_channel_credentials(authority_pem)
+    async with grpc.aio.secure_channel(door_address, credentials, channel_options(limits)) as channel:
+        try:
+            call: Any = channel.unary_unary(JOIN)  # type: ignore[call-arg]
+            data = await call(wire.encode_plain(request), timeout=limits.join_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise unanswered(door_address, error) from None
+    return wire.decode_plain(JoinReply, data)
+
+
+def unanswered(address: str, error: Any) -> UserError | Unavailable:
+    """The sentence for a call that failed below the contract. `error` is a grpc.RpcError with a code."""
+    details = error.details() or ""
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE if "CERTIFICATE" in details.upper() or "handshak" in details.lower():
+            return UserError(
+                f"the coordinator at {address} and this machine's certificate are not of the same fleet; "
+                "join it again with a token of that coordinator"
+            )
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"nothing answers at {address}: is the coordinator running there? ({details})")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Unavailable(f"the coordinator at {address} did not answer in time")
+        case grpc.StatusCode.PERMISSION_DENIED | grpc.StatusCode.UNAUTHENTICATED:
+            return UserError(f"the coordinator at {address} refused: {details}")
+        case code:
+            return Unavailable(f"the coordinator at {address} failed: {details or code.name}")
