@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from medley.observe import failpoints
 from medley.protocol.errors import Unavailable, UserError
@@ -153,8 +153,7 @@ class ObjectPlace:
 
     def read(self, path: str) -> Iterator[bytes]:
         with self._reported(), self._files.open(self._path(path), "rb") as file:
-            while chunk := file.read(CHUNK_NBYTES):
-                yield chunk
+            yield from chunks_of(file)
 
     def nbytes(self, path: str) -> int | None:
         try:
@@ -241,8 +240,13 @@ def sync_directory(path: Path) -> None:
 def read_chunks(path: Path) -> Iterator[bytes]:
     """A file's content in chunks of at most CHUNK_NBYTES."""
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_NBYTES):
-            yield chunk
+        yield from chunks_of(file)
+
+
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """The rest of an open file in chunks of at most CHUNK_NBYTES."""
+    while chunk := file.read(CHUNK_NBYTES):
+        yield chunk
 
 
 class Digest:
