@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import zmq
@@ -134,9 +134,11 @@ class Engine:
         self._begin_calls(now)
         return call
 
-    def cancel(self, call: Call) -> None:
-        call.fail(Refused("cancelled"))
-        self._calls.pop(call, None)
+    def cancel(self, begun: Iterable[Call | None]) -> None:
+        for call in begun:
+            if call is not None:
+                call.fail(Refused("cancelled"))
+                self._calls.pop(call, None)
 
     def revoke(self, key: bytes, now: float) -> None:
         """Refuse the key from now on and end all that it has open."""

@@ -157,9 +157,7 @@ class TensorPlane:
         try:
             return await future
         except asyncio.CancelledError:
-            self._engine.post(
-                lambda now: [self._engine.cancel(call) for call in begun if call is not None] and None
-            )
+            self._engine.post(lambda now: self._engine.cancel(begun))
             raise
 
     def _ask(self, work: Work, then: Then) -> None:
