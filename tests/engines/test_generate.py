@@ -1,4 +1,6 @@
-"""Generation: the cache changes nothing, a seed repeats, text is never split, and the loss is the model's own."""
+"""Generation: the cache changes nothing, a seed repeats, text is never split, and the loss is the model's
+own.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+
 from medley.engines.generate import PREFILL_TOKENS, Generator, Request, plain_prompt
 from medley.engines.sampling import Sampling, draw, logprob, uniform
 from medley.engines.text import TextStream
 from medley.protocol.errors import UserError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-CORPUS = ["Question: What is fever?\nAnswer: A raised body temperature, often above 38 °C. Drink water 😀."] * 4
+CORPUS = [
+    "Question: What is fever?\nAnswer: A raised body temperature, often above 38 °C. Drink water 😀."
+] * 4
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -110,9 +115,7 @@ def test_continuing_from_tokens_already_sent_draws_the_same(llama: Generator) ->
     prompt = llama.prompt_tokens("What is fever?")
     sampling = Sampling(max_tokens=10, temperature=1.0, seed=3, logprobs=0)
     whole = [t.token for t in llama.complete(Request(prompt, sampling)).tokens]
-    resumed = llama.complete(
-        Request((*prompt, *whole[:4]), Sampling(6, temperature=1.0, seed=3, logprobs=0))
-    )
+    resumed = llama.complete(Request((*prompt, *whole[:4]), Sampling(6, temperature=1.0, seed=3, logprobs=0)))
     assert [t.token for t in resumed.tokens] == whole[4:]
 
 

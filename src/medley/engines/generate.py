@@ -1,9 +1,11 @@
-"""Answers from one model on one machine: load a Hugging Face directory, prefill, decode, stream pieces of text.
+"""Answers from one model on one machine: load a Hugging Face directory, prefill, decode, stream pieces of
+text.
 
-Promises: the same (seed, choice, position) draws the same number, so that a repeated request repeats its answer; a
-question longer than the context is refused in one sentence; weights come from safetensors only and no code of the
-directory is run. Leaves queues, cancellation and HTTP to `medley.serving`: `stream` is a plain iterator that yields
-after every step, prefill chunks included, so that whoever drives it can take turns or stop.
+Promises: the same (seed, choice, position) draws the same number, so that a repeated request repeats its
+answer; a question longer than the context is refused in one sentence; weights come from safetensors only and
+no code of the directory is run. Leaves queues, cancellation and HTTP to `medley.serving`: `stream` is a
+plain iterator that yields after every step, prefill chunks included, so that whoever drives it can take
+turns or stop.
 """
 
 from __future__ import annotations
@@ -18,19 +20,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medley.data.template import PLAIN
 from medley.engines.sampling import Sampling, TokenLogprob, draw, logprob
 from medley.engines.text import TextStream
+from medley.models.dtype import choose_device, choose_dtype
+from medley.models.memory import available_nbytes, readable
+from medley.models.tokenizer import load_tokenizer
 from medley.protocol.errors import UserError
 
 PREFILL_TOKENS = 512  # of one step: bounds the memory of a long question and the wait of everyone else
 
 Finish = Literal["", "stop", "length"]
-Message = Mapping[str, str]  # role, content
+Message = Mapping[str, str]  # role (system, user or assistant), content
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step adds: text (empty while prefilling or inside a character), and on the last piece the reason."""
+    """What one step adds: text (empty while prefilling or inside a character), and on the last piece the
+    reason.
+    """
 
     text: str = ""
     tokens: tuple[TokenLogprob, ...] = ()  # filled where log-probabilities were asked for
@@ -43,7 +51,7 @@ class Request:
     """A prompt and how to continue it."""
 
     prompt: tuple[int, ...]
-    sampling: Sampling = Sampling()
+    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,9 @@ class Generator:
 
     @classmethod
     def load(cls, directory: str | Path, dtype: str = "auto", name: str = "") -> Generator:
-        """The model of a Hugging Face directory, or of a PEFT adapter directory and the base that it names."""
+        """The model of a Hugging Face directory, or of a PEFT adapter directory and the base that it
+        names.
+        """
         model, tokenizer = _load(Path(directory), dtype)
         return cls.of(model, tokenizer, name or Path(directory).name)
 
@@ -85,10 +95,11 @@ class Generator:
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         if self.tokenizer.chat_template:
-            ids = _by_template(self.tokenizer, turns)
+            text = _by_template(self.tokenizer, turns)
         else:
-            ids = self.tokenizer(plain_prompt(turns))["input_ids"]
-        return self.fitting(ids)
+            text = (self.tokenizer.bos_token or "") + plain_prompt(turns)
+        # As in training (medley.data.template): the text itself carries the special tokens.
+        return self.fitting(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text_tokens(self, text: str) -> tuple[int, ...]:
         """Plain text to be continued, without any template. Raises UserError when it fills the context."""
@@ -100,8 +111,8 @@ class Generator:
             raise UserError("the prompt is empty: give at least one token")
         if len(ids) >= self.context:
             raise UserError(
-                f"the question has {len(ids)} tokens, but {self.name} has a context of {self.context} tokens, "
-                f"which must hold the answer too: shorten the question to at most {self.context - 1} tokens"
+                f"the question has {len(ids)} tokens, but {self.name} has a context of {self.context} tokens,"
+                f" which must hold the answer too: shorten the question to at most {self.context - 1} tokens"
             )
         if not 0 <= min(ids) <= max(ids) < self.model.config.vocab_size:
             raise UserError(f"token ids of {self.name} lie between 0 and {self.model.config.vocab_size - 1}")
@@ -181,24 +192,31 @@ class Generator:
 
     @torch.inference_mode()
     def _step(self, ids: Sequence[int], start: int, cache: Any) -> NDArray[np.float32]:
-        """Logits [vocabulary] after `ids`, which stand at absolute positions `start` and on; extends the cache."""
+        """Logits [vocabulary] after `ids`, which stand at absolute positions `start` and on; extends the
+        cache.
+        """
         device = self.model.device
         ids_1S = torch.tensor([list(ids)], device=device)
         positions_1S = torch.arange(start, start + len(ids), device=device)[None]
         out = self.model(
-            input_ids=ids_1S, position_ids=positions_1S, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids_1S,
+            position_ids=positions_1S,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         logits_V: NDArray[np.float32] = out.logits[0, -1].float().cpu().numpy()
         if not np.isfinite(logits_V).all():
             raise UserError(
-                f"{self.name} answers with numbers that are not finite: its weights are damaged or its training "
-                "diverged; train again with a lower learning rate"
+                f"{self.name} answers with numbers that are not finite: its weights are damaged or its "
+                "training diverged; train again with a lower learning rate"
             )
         return logits_V
 
     @torch.inference_mode()
     def answer_loss(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[float, int]:
-        """Summed cross-entropy (nats) of the answer's tokens after the prompt, and how many of them were scored.
+        """Summed cross-entropy (nats) of the answer's tokens after the prompt, and how many of them were
+        scored.
 
         Answer tokens beyond the context are not scored.
         """
@@ -215,29 +233,29 @@ class Generator:
 
 
 def plain_prompt(turns: Sequence[Message]) -> str:
-    """The template of models that have none of their own: "Question: ...\\nAnswer:", turns apart by an empty line."""
-    parts = []
-    for turn in turns:
-        match turn["role"]:
-            case "assistant":
-                parts.append(f"Answer: {turn['content']}\n\n")
-            case "user":
-                parts.append(f"Question: {turn['content']}\n")
-            case _:
-                parts.append(f"{turn['content']}\n\n")
-    return "".join(parts) + "Answer:"
+    """The template of models that have none of their own: "Question: ...\\nAnswer:", turns apart by an empty
+    line.
+    """
+    parts = {
+        "system": "{content}\n\n",
+        "user": PLAIN.removesuffix("Answer:").replace("{question}", "{content}"),
+        "assistant": "Answer: {content}\n\n",
+    }
+    told = "".join(parts[turn["role"]].format(content=turn["content"]) for turn in turns)
+    return told + "Answer:"
 
 
-def _by_template(tokenizer: Any, turns: Sequence[Message]) -> list[int]:
+def _by_template(tokenizer: Any, turns: Sequence[Message]) -> str:
     from jinja2.exceptions import TemplateError
 
     try:
-        ids = tokenizer.apply_chat_template(
-            [dict(t) for t in turns], add_generation_prompt=True, tokenize=True, return_dict=False
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(t) for t in turns], tokenize=False, add_generation_prompt=True
+            )
         )
     except TemplateError as error:
         raise UserError(f"the model's chat template refuses this conversation: {error}") from error
-    return [int(i) for i in ids]
 
 
 def _cache(model: Any) -> Any:
@@ -251,7 +269,9 @@ def _context(model: Any) -> int:
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: those of the generation configuration, the configuration and the tokenizer."""
+    """The tokens that end an answer: those of the generation configuration, the configuration and the
+    tokenizer.
+    """
     found: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         match getattr(source, "eos_token_id", None):
@@ -262,21 +282,55 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _load(directory: Path, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a directory; an adapter is merged into its base."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(directory: Path, dtype_name: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a directory, on the device; an adapter is merged into its base. Raises
+    UserError.
+    """
+    from transformers.utils.logging import disable_progress_bar
 
-    kinds = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
-    adapter = directory / "adapter_config.json"
-    base: str | Path = directory
-    if adapter.exists():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=kinds[dtype], use_safetensors=True, trust_remote_code=False
-    )
-    if adapter.exists():
+    disable_progress_bar()
+    dtype, device = choose_dtype(dtype_name), choose_device()
+    adapted = (directory / "adapter_config.json").exists()
+    base = _base_of(directory) if adapted else str(directory)
+    model = _stored(base, dtype)
+    if adapted:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, directory, use_safetensors=True).merge_and_unload()
-    named = directory if (directory / "tokenizer_config.json").exists() else base
-    return model, AutoTokenizer.from_pretrained(named, trust_remote_code=False)
+        model = PeftModel.from_pretrained(model, str(directory), use_safetensors=True).merge_and_unload()
+    own_words = (directory / "tokenizer_config.json").exists()
+    return model.to(device), load_tokenizer(directory if own_words else base)
+
+
+def _base_of(adapter: Path) -> str:
+    """The model an adapter was trained on: a directory (relative ones start at the adapter) or a hub name."""
+    base = str(
+        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    )
+    return str(adapter / base) if (adapter / base).is_dir() else base
+
+
+def _stored(base: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        _check_memory(base, config, dtype)
+        return AutoModelForCausalLM.from_pretrained(
+            base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the model '{base}' could not be loaded as safetensors ({reason})") from error
+
+
+def _check_memory(base: str, config: Any, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config)
+    needed = sum(p.numel() for p in shape.parameters()) * dtype.itemsize
+    if needed > available_nbytes():
+        raise UserError(
+            f"the model '{base}' needs about {readable(needed)} of memory, but {readable(available_nbytes())}"
+            " is free; take a smaller model or a larger machine"
+        )

@@ -1,0 +1,123 @@
+"""What a person means by MODEL: a job, a directory in Hugging Face format, or a name on the hub; always a
+directory.
+
+A name that looks like a path (it has a separator, or is "." or "..") is never taken for a job. Reads the
+disk and, for hub names only, the network; loads no weights.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medley.protocol.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from medley.engines.generate import Generator
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+HUB_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "merges.txt",
+    "vocab.txt",
+)
+HUB_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where the model is, what it is called in answers, and which of the three it was."""
+
+    name: str
+    directory: Path
+    kind: Literal["job", "directory", "hub"]
+
+
+def default_state_dir() -> Path:
+    """Where jobs leave what they made: MEDLEY_HOME, else ~/.medley."""
+    return Path(os.environ.get("MEDLEY_HOME") or Path.home() / ".medley")
+
+
+def exported_jobs(state_dir: Path) -> list[str]:
+    """Names of the jobs whose model is ready."""
+    root = state_dir / "exports"
+    return sorted(d.name for d in root.iterdir() if d.is_dir()) if root.is_dir() else []
+
+
+def find_export(job: str, state_dir: Path) -> Path | None:
+    """The Hugging Face directory that a job (by id or name) exported, or None."""
+    return state_dir / "exports" / job if job in exported_jobs(state_dir) else None
+
+
+def resolve_model(
+    model: str, state_dir: Path | None = None, download: Callable[[str], Path] | None = None
+) -> Resolved:
+    """The directory of MODEL. Raises UserError, with the three possibilities, when it is none of them."""
+    state = state_dir or default_state_dir()
+    looks_like_path = model in {".", ".."} or os.path.isabs(model) or model.startswith((".", "~"))
+    export = None if looks_like_path else find_export(model, state)
+    if export is not None:
+        return Resolved(model, checked(export), "job")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Resolved(path.resolve().name, checked(path), "directory")
+    if looks_like_path or not HUB_NAME.fullmatch(model):
+        raise UserError(
+            f"there is no directory '{model}': give a job, a directory in Hugging Face format, or a hub name"
+        )
+    try:
+        return Resolved(model, checked((download or hub_directory)(model)), "hub")
+    except OSError as error:
+        raise UserError(_none_of_three(model, exported_jobs(state), error)) from error
+
+
+def open_generator(model: str, dtype: str = "auto") -> tuple[Resolved, Generator]:
+    """MODEL in memory, ready to answer. Raises UserError."""
+    resolved = resolve_model(model)
+    from medley.engines.generate import Generator  # torch: only once the name is known to be good
+
+    return resolved, Generator.load(resolved.directory, dtype, resolved.name)
+
+
+def checked(directory: Path) -> Path:
+    """The directory itself, when it holds a model or an adapter with safetensors; UserError when not."""
+    if (directory / "adapter_config.json").is_file():
+        wanted = ["adapter_model.safetensors"]
+    elif (directory / "config.json").is_file():
+        wanted = ["model.safetensors", "model.safetensors.index.json"]
+    else:
+        raise UserError(
+            f"'{directory}' is not a model directory: it has neither config.json nor adapter_config.json"
+        )
+    if not any((directory / name).is_file() for name in wanted):
+        raise UserError(f"'{directory}' has no weights in safetensors format: expected {' or '.join(wanted)}")
+    return directory
+
+
+def hub_directory(name: str) -> Path:
+    """A hub model's files, downloaded or from the local cache. Raises OSError when neither has it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), etag_timeout=HUB_TIMEOUT_S))
+    except LocalEntryNotFoundError as error:
+        raise OSError("the hub cannot be reached and the model is not in the local cache") from error
+    except HfHubHTTPError as error:
+        raise OSError("the hub does not know it, or does not let you read it") from error
+
+
+def _none_of_three(model: str, jobs: list[str], error: OSError) -> str:
+    guess = f"; {did_you_mean(model, jobs)}" if jobs else ""
+    return (
+        f"'{model}' is no finished job ({len(jobs)} here{guess}), no directory in Hugging Face format, "
+        f"and as a hub name: {error}"
+    )
