@@ -159,6 +159,7 @@ class _Session:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(call))
                 tasks.create_task(self._write(call, outbox))
+                tasks.create_task(self._watch(outbox))
         except* (grpc.aio.AioRpcError, FrameError, _Over) as errors:
             ended = errors.exceptions[0]
         raise ended
@@ -176,7 +177,10 @@ class _Session:
                 await call.write(data)
             except asyncio.InvalidStateError:
                 return  # the call is over, and the reader is about to hear why
-        raise _Over(outbox.reason or "the stream ended")
+
+    async def _watch(self, outbox: Outbox) -> NoReturn:
+        # Not left to the writer, who may be stuck behind a coordinator that does not read.
+        raise _Over(await outbox.closed())
 
 
 async def join(

@@ -6,7 +6,7 @@ operator is allowed to be, and what a question means, is left to the `ControlHan
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,7 +84,7 @@ class ControlHandler(Protocol):
 
     async def ask(self, method: str, body: bytes, caller: str) -> bytes: ...
 
-    def follow(self, method: str, body: bytes, caller: str) -> AsyncIterator[bytes]: ...
+    def follow(self, method: str, body: bytes, caller: str) -> AsyncGenerator[bytes, None]: ...
 
     async def join(self, request: JoinRequest) -> JoinReply: ...
 

@@ -19,12 +19,8 @@ class Outbox:
         self._waiting: deque[bytes] = deque()
         self._nbytes = 0
         self._stir = asyncio.Event()
+        self._closed = asyncio.Event()
         self._reason: str | None = None
-
-    @property
-    def reason(self) -> str | None:
-        """Why it was closed; None while it is open."""
-        return self._reason
 
     def put(self, data: bytes) -> bool:
         """False if closed or full; a full outbox takes nothing, so that order never has holes."""
@@ -41,6 +37,12 @@ class Outbox:
         if self._reason is None:
             self._reason = reason
             self._stir.set()
+            self._closed.set()
+
+    async def closed(self) -> str:
+        """Wait for the end; its reason."""
+        await self._closed.wait()
+        return self._reason or ""
 
     async def take(self) -> bytes | None:
         """The oldest message; None when closed and empty."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -146,12 +147,13 @@ class ControlServer:
 
     async def _attach(self, _requests: Any, context: Context) -> None:
         ended = await self._serve(context)
-        # A peer that does not read would hold the status back for ever; dropping the call resets it.
+        # A peer that does not read holds the status back; gRPC keeps it, and the one message before it, until
+        # the peer reads on or its connection ends, but the stream's task must not wait for that.
         try:
             async with asyncio.timeout(self._limits.drain_timeout_s):
                 await context.abort(ended.code, ended.reason)
         except TimeoutError:
-            _LOG.info("a stream was reset because its peer did not read: %s", ended.reason)
+            _LOG.info("a stream ended without its peer reading why: %s", ended.reason)
 
     async def _serve(self, context: Context) -> _Ended:
         """Admit and run one stream until it ends. A cancellation means that the peer is gone."""
@@ -159,6 +161,7 @@ class ControlServer:
             node, envelope = await self._greet(context)
             stream = self._admit(node, envelope.message.boot)
         except _Ended as ended:
+            _LOG.warning("refused a stream from %s: %s", context.peer(), ended.reason)
             return ended
         try:
             self._connected(stream, envelope)
@@ -265,14 +268,15 @@ class ControlServer:
 
         return await _answered(answer, _error, context)
 
-    async def _follow(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
+    async def _follow(self, data: bytes, context: Context) -> None:
         caller = await _operator(context)
         try:
             question = wire.decode_plain(Question, data)
-            async for body in self._handler.follow(question.method, question.body_json, caller):
-                yield wire.encode_plain(Answer(body, ""))
+            async with aclosing(self._handler.follow(question.method, question.body_json, caller)) as answers:
+                async for body in answers:
+                    await context.write(wire.encode_plain(Answer(body, "")))
         except MedleyError as error:
-            yield _error(str(error))
+            await context.write(_error(str(error)))
 
     def _control_methods(self) -> grpc.GenericRpcHandler:
         return _Methods(
