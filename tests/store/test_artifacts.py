@@ -90,7 +90,7 @@ def test_what_a_killed_process_left_is_swept_after_a_day(tmp_path: Path) -> None
     old.touch()
     young.touch()
     os.utime(old, (0, 0))
-    ArtifactStore(tmp_path)
+    ArtifactStore(tmp_path).sweep(young.stat().st_mtime_ns)
     assert [file.name for file in tmp_path.iterdir()] == [young.name]
 
 

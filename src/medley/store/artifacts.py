@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from typing import BinaryIO, Final
 import msgspec
 
 from medley.protocol.errors import Damaged, UserError
+from medley.protocol.ids import NS_PER_S
 from medley.store.places import TEMPORARY, Digest, DirectoryPlace, chunks_of, digest_of, read_chunks
 
 MAX_TREE_FILES: Final = 10_000
 MAX_TREE_NBYTES: Final = 8 << 20
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_ABANDONED_S: Final = 24 * 3600
+_ABANDONED_NS: Final = 24 * 3600 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,6 @@ class ArtifactStore:
         """UserError when the directory cannot be used."""
         self._root = Path(root).absolute()
         self._place = DirectoryPlace(self._root)
-        _sweep(self._root)
 
     def put(self, chunks: Iterable[bytes], expected: Artifact | None = None) -> Artifact:
         """Keep some bytes. With `expected`, stop as soon as they are too many, and refuse another digest
@@ -130,6 +129,16 @@ class ArtifactStore:
         for one in self.tree(digest):
             self._copy(one.digest, base / one.path)
 
+    def sweep(self, now_ns: int) -> None:
+        """Delete what killed processes were writing; a day is longer than any write that still goes on.
+
+        `now_ns` is wall-clock time since 1970.
+        """
+        for file in self._root.glob(f"{TEMPORARY}*"):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime_ns < now_ns - _ABANDONED_NS:
+                    file.unlink()
+
     def _copy(self, digest: str, target: Path) -> None:
         with self.opened(digest) as file:
             DirectoryPlace(target.parent).put("", lambda: target.name, chunks_of(file))
@@ -140,15 +149,6 @@ def _named(digest: Digest, expected: Artifact | None) -> str:
     if expected is not None and found != expected:
         raise Damaged(f"{found.nbytes} bytes with digest {found.digest} came instead of {expected}")
     return found.digest
-
-
-def _sweep(root: Path) -> None:
-    """Delete what a killed process was writing; a day is longer than any write that still goes on."""
-    oldest_s = time.time() - _ABANDONED_S
-    for file in root.glob(f"{TEMPORARY}*"):
-        with suppress(FileNotFoundError):
-            if file.stat().st_mtime < oldest_s:
-                file.unlink()
 
 
 def _bounded(chunks: Iterable[bytes], expected: Artifact | None) -> Iterator[bytes]:
