@@ -95,6 +95,7 @@ class Engine:
         self, generator: Streams, waiting_max: int = WAITING_MAX, active_max: int = ACTIVE_MAX
     ) -> None:
         self._generator = generator
+        self.active = 0  # sequences under way, for people to see
         self._active_max = active_max
         self._waiting: queue.Queue[Ticket | None] = queue.Queue(waiting_max)
         self._closing = threading.Event()
@@ -133,6 +134,7 @@ class Engine:
         while not self._closing.is_set():
             self._admit(active)
             active = [turn for turn in active if _advance(*turn)]
+            self.active = len(active)
         while not self._waiting.empty():
             ticket = self._waiting.get_nowait()
             if ticket is not None:
