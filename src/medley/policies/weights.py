@@ -37,9 +37,7 @@ def member_weights(train: Train, members: Sequence[Candidate]) -> tuple[float, .
         total = sum(m.tokens for m in members)
         return tuple(a / newest * m.tokens / total for a, m in zip(aged, members, strict=True))
     total = sum(m.tokens for m in members)
-    return tuple(
-        a / newest * _clip(train.optimizer.clip_norm, m) / total for a, m in zip(aged, members, strict=True)
-    )
+    return tuple(a / newest * _clip(train.optimizer.clip_norm, m) / total for a, m in zip(aged, members, strict=True))
 
 
 def step_scale(train: Train, members: Sequence[Candidate]) -> float:

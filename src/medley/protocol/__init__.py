@@ -1,1 +1,4 @@
-"""The vocabulary every other room speaks: ids, units, messages, records, effects, errors. Pure; imports nothing of Medley."""
+"""The vocabulary every other room speaks: ids, units, messages, records, effects, errors.
+
+Pure; imports nothing of Medley.
+"""

@@ -23,7 +23,7 @@ class Codec:
         self._types: dict[str, type] = {t.__name__: t for t in _members(union)}
         self._pack = msgspec.msgpack.Encoder()
         self._unpack = msgspec.msgpack.Decoder(type=tuple[str, msgspec.Raw])
-        self._decoders = {name: msgspec.msgpack.Decoder(type=t) for name, t in self._types.items()}
+        self._decoders: dict[str, Any] = {name: msgspec.msgpack.Decoder(type=t) for name, t in self._types.items()}
 
     def encode(self, value: Any) -> bytes:
         """MessagePack of (class name, fields)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medley.protocol.ids import Generation, JobId, LeaseId, UpdateId, Version
-from medley.protocol.messages import Address, Member, Route, Span
+from medley.protocol.messages import Address, Member, PartWritten, Route, Span
 
 # -- to a worker's engine -----------------------------------------------------------------------------------------
 
@@ -45,6 +45,7 @@ class ResetWorker:
 class SetRoutes:
     generation: Generation
     routes: tuple[Route, ...]
+    vault: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,11 @@ class LoadShard:
 
 @dataclass(frozen=True, slots=True)
 class SetPeers:
+    """Admit these keys and no others. `vault` is where artifacts and checkpoints lie (unused by the vault itself)."""
+
     number: int
     keys: tuple[str, ...]
+    vault: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +193,18 @@ class PrepareJob:
 
 @dataclass(frozen=True, slots=True)
 class SealCheckpoint:
-    """Make a checkpoint visible in one atomic step. `manifest` is its JSON."""
+    """Make a checkpoint visible in one atomic step; afterwards only the versions in `keep` stay.
+
+    `layout` is the fingerprint, `committed` the positions that these parameters contain.
+    """
 
     job: JobId
+    generation: Generation
     version: Version
-    manifest: str
-    keep: int
+    layout: str
+    parts: tuple[PartWritten, ...]
+    committed: tuple[Span, ...]
+    keep: tuple[Version, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +310,7 @@ class Failed:
     subject: str
     reason: str
     memory: bool
-    fatal: bool
+    fatal: bool  # trying again cannot help
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,42 +350,14 @@ class EngineExited:
 
 
 WorkerCommand = (
-    OpenWorker
-    | LoadWorker
-    | ResetWorker
-    | SetRoutes
-    | Prefetch
-    | Pull
-    | Compute
-    | Push
-    | Settle
-    | DropCarry
-    | Measure
+    OpenWorker | LoadWorker | ResetWorker | SetRoutes | Prefetch | Pull | Compute | Push | Settle | DropCarry | Measure
 )
-ShardCommand = (
-    OpenShard
-    | LoadShard
-    | SetPeers
-    | SetRelay
-    | Apply
-    | Discard
-    | PinVersion
-    | UnpinVersion
-    | WriteVersion
-)
+ShardCommand = OpenShard | LoadShard | SetPeers | SetRelay | Apply | Discard | PinVersion | UnpinVersion | WriteVersion
 VaultCommand = OpenVault | SetPeers | SealCheckpoint
 Command = WorkerCommand | ShardCommand | VaultCommand | PrepareJob | ExportJob
 WorkerReport = Opened | Loaded | Pulled | Computed | Pushed | Measured | Failed | Progress | EngineExited
 ShardReport = (
-    Opened
-    | Loaded
-    | PartArrived
-    | AppliedVersion
-    | PeersKnown
-    | WroteVersion
-    | Failed
-    | Progress
-    | EngineExited
+    Opened | Loaded | PartArrived | AppliedVersion | PeersKnown | WroteVersion | Failed | Progress | EngineExited
 )
 VaultReport = Opened | PeersKnown | Sealed | Failed | JobPrepared | Exported | EngineExited
 Report = WorkerReport | ShardReport | VaultReport

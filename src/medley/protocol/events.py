@@ -11,7 +11,9 @@ from medley.protocol.messages import FromNode, ToNode
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed. Roles decide about deadlines here, and only here."""
+    """Time passed. Roles decide about deadlines here, and only here. `wall_ns` is for people to read."""
+
+    wall_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

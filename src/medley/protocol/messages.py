@@ -233,6 +233,18 @@ class PartWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A shard could not load this checkpoint; `damaged`: its bytes do not match their digest."""
+
+    job: JobId
+    generation: Generation
+    shard: int
+    version: Version
+    reason: str
+    damaged: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PartFailed:
     job: JobId
     generation: Generation
@@ -300,22 +312,24 @@ class AssignShard:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Where the shards are now; sent again whenever it changes."""
+    """Where the shards and the vault are now; sent again whenever it changes."""
 
     job: JobId
     generation: Generation
     routes: tuple[Route, ...]
+    vault: Address
 
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The tensor-plane keys a shard admits. It is acknowledged before any worker is told to connect."""
+    """Who may connect to a shard, and where the vault is. Acknowledged before any worker is told to connect."""
 
     job: JobId
     generation: Generation
     shard: int
     number: int
     keys: tuple[str, ...]
+    vault: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +476,7 @@ FromNode = (
     | Applied
     | PartWritten
     | PartFailed
+    | LoadFailed
 )
 ToWorker = AssignWorker | Routes | Lease | Base | Outcome | Revoke | Evaluate | Leave
 ToShard = AssignShard | Peers | Relay | Commit | Drop | Pin | Unpin | WritePart | Leave

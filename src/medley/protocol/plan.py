@@ -9,20 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medley.protocol.layout import Layout, TensorSpec, make_layout
-from medley.protocol.messages import Address, Artifact
+from medley.protocol.messages import Artifact
 from medley.protocol.spec import JobSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`samples` of one epoch; `artifacts` (data, tokenizer) lie at the vault."""
+    """`samples` of one epoch; `artifacts` (data, tokenizer) lie at the vault, by digest."""
 
     spec: JobSpec
     samples: int
     heldout: int
     tensors: tuple[TensorSpec, ...]
     artifacts: tuple[Artifact, ...]
-    vault: Address
 
     def layout(self) -> Layout:
         return make_layout(self.tensors, self.spec.placement.block_elements)

@@ -12,7 +12,7 @@ from typing import Literal
 from medley.protocol.ids import Generation, JobId, LeaseId, NodeId, UpdateId, Version
 from medley.protocol.messages import Member, Span
 
-JobState = Literal["queued", "preparing", "running", "finishing", "done", "failed", "cancelled"]
+JobState = Literal["queued", "preparing", "running", "finishing", "cancelling", "done", "failed", "cancelled"]
 TERMINAL: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 
 
@@ -133,6 +133,14 @@ class CheckpointSealed:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointDamaged:
+    """This checkpoint cannot be trusted any more; the one before it is the newest now."""
+
+    version: Version
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeldoutMeasured:
     version: Version
     loss: float
@@ -180,6 +188,7 @@ JobRecord = (
     | Committed
     | Aborted
     | CheckpointSealed
+    | CheckpointDamaged
     | HeldoutMeasured
     | Snapshot
 )

@@ -1,0 +1,197 @@
+"""An update's way from announced to committed, carried or dropped.
+
+Acceptance is one global decision: the coordinator alone decides, when every replica of every shard holds the update. It
+persists the decision, and only then tells shards and workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Literal
+
+from medley.policies import pace, rounds, staleness
+from medley.policies.grace import allowance_ns
+from medley.policies.rounds import RoundView
+from medley.policies.weights import Candidate, member_weights, step_scale
+from medley.protocol.ids import NodeId, UpdateId
+from medley.protocol.messages import Commit, Outcome, UpdateReady
+from medley.protocol.records import Aborted, Committed, MemberRecord, StateChanged
+from medley.roles import grants, ledger
+from medley.roles.context import Context
+from medley.roles.roster import InFlight, replica_nodes
+
+HOPELESS = 4  # refusals for NaN in a row, without one commit between them
+
+
+def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> None:
+    """A worker has computed an update (or says so again)."""
+    if report.update in ctx.roster.updates:
+        return
+    verdict = _old_verdict(ctx, node, report)
+    if verdict is not None:
+        ctx.send(node, verdict)
+        return
+    worker = ctx.roster.workers.get(node)
+    if worker is not None:
+        _measure_speed(ctx, node, report, now_ns)
+        worker.residual_norm, worker.micro_batch = report.residual_norm, report.micro_batch
+    ctx.roster.updates[report.update] = InFlight(report, node, now_ns)
+
+
+def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | None:
+    """What was decided about this update before, if the worker did not hear it."""
+    job, generation, update = ctx.job, ctx.generation, report.update
+    for commit in ctx.state.tail:
+        if any(m.update == update for m in commit.members):
+            return Outcome(job, generation, update, "committed", commit.number, "")
+    if update in ctx.state.carried:
+        return Outcome(job, generation, update, "carry", ctx.state.version, "told again")
+    held = ctx.ledger.leases
+    if any(n not in held or held[n].node != node for n in report.leases):
+        return Outcome(job, generation, update, "drop", ctx.state.version, "its leases are no longer this worker's")
+    return None
+
+
+def _measure_speed(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> None:
+    worker = ctx.roster.workers[node]
+    begun = [worker.begun.pop(n) for n in report.leases if n in worker.begun]
+    if begun:
+        ctx.lease_times_ns.append(now_ns - begun[0])
+    if report.seconds > 0:
+        seen = report.tokens / report.seconds
+        worker.tokens_per_s = seen if worker.tokens_per_s == 0 else 0.8 * worker.tokens_per_s + 0.2 * seen
+
+
+def advance(ctx: Context, now_ns: int) -> None:
+    """Refuse what must be refused, then commit what policy says."""
+    if ctx.state.state != "running" or ctx.lost_shards:
+        return
+    places = ctx.state.places
+    complete = [u for u in ctx.roster.updates if ctx.roster.complete(u, places)]
+    complete = [u for u in complete if not _refuse(ctx, u)]
+    if not complete or ctx.state.state != "running":
+        return
+    decision = rounds.close(ctx.prepared.spec.train, _view(ctx, complete, now_ns), now_ns)
+    if not decision.plan:
+        ctx.explain(f"round of {ctx.job}", decision.reason)
+        return
+    if ctx.prepared.spec.train.sync.mode == "async":
+        for update in sorted(complete, key=lambda u: ctx.roster.updates[u].arrived_ns):
+            if update in ctx.roster.updates and not _refuse(ctx, update):
+                _commit(ctx, [update], now_ns)
+    else:
+        _commit(ctx, complete, now_ns)
+
+
+def _view(ctx: Context, complete: Sequence[UpdateId], now_ns: int) -> RoundView:
+    first = min(ctx.roster.updates[u].arrived_ns for u in complete)
+    allowance = allowance_ns(list(ctx.round_times_ns), ctx.prepared.spec.train.sync.grace_mad)
+    return RoundView(len(complete), _expected(ctx), ctx.round_opened_ns, first, allowance)
+
+
+def _expected(ctx: Context) -> int:
+    """How many updates this commit could wait for."""
+    held = [h for h in ctx.ledger.leases.values() if not h.carried]
+    if ctx.prepared.spec.train.sync.mode == "sync":
+        number = ctx.state.version + 1
+        granted = sum(h.round <= number for h in held)
+        return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, 0))
+    return len({h.node for h in held})
+
+
+def _staleness(ctx: Context, update: UpdateId) -> int:
+    return ctx.state.version - ctx.roster.updates[update].report.base
+
+
+def _refuse(ctx: Context, update: UpdateId) -> bool:
+    """True if this update must not be merged; then it has been settled."""
+    flight = ctx.roster.updates[update]
+    if not ctx.roster.finite(update) or not isfinite(ctx.roster.squared_norm(update, ctx.state.places)):
+        _abort(ctx, update, False, "it is not finite")
+        _count_not_finite(ctx)
+        return True
+    age = _staleness(ctx, update)
+    speed = pace.relative_speed(flight.node, ctx.roster.speeds())
+    limit = staleness.bound(ctx.prepared.spec.train.sync, speed)
+    if age <= limit:
+        return False
+    second = any(ctx.ledger.leases[n].carried for n in flight.report.leases)
+    carry = not second and not ledger.exhausted(ctx.ledger)
+    _abort(ctx, update, carry, f"staleness {age} is over the bound of {limit}")
+    return True
+
+
+def _abort(ctx: Context, update: UpdateId, carry: bool, reason: str) -> None:
+    flight = ctx.roster.updates[update]
+    ctx.persist(Aborted(update, flight.node, flight.report.leases, carry, reason))
+    ctx.drop_update(update)
+    verdict: Literal["carry", "drop"] = "carry" if carry else "drop"
+    ctx.send(flight.node, Outcome(ctx.job, ctx.generation, update, verdict, ctx.state.version, reason))
+    ctx.explain(f"updates of {flight.node}", f"{update} refused: {reason}" + ("; carried" if carry else ""))
+
+
+def _count_not_finite(ctx: Context) -> None:
+    ctx.not_finite += 1
+    if ctx.not_finite >= HOPELESS:
+        rate = grants.rate(ctx)
+        reason = (
+            f"the loss is not a number any more at version {ctx.state.version} with learning rate {rate:.3g}; "
+            "lower train.optimizer.lr or set train.optimizer.clip_norm"
+        )
+        ctx.persist(StateChanged(ctx.job, "failed", reason, ctx.wall_ns))
+
+
+def _commit(ctx: Context, updates: Sequence[UpdateId], now_ns: int) -> None:
+    held = ctx.ledger.leases
+    ordered = sorted(updates, key=lambda u: held[ctx.roster.updates[u].report.leases[0]].span)
+    flights = [ctx.roster.updates[u] for u in ordered]
+    train = ctx.prepared.spec.train
+    candidates = [
+        Candidate(max(f.report.weight, 1e-9), ctx.roster.squared_norm(u, ctx.state.places), _staleness(ctx, u))
+        for u, f in zip(ordered, flights, strict=True)
+    ]
+    lr = grants.rate(ctx) if train.sync.local_steps == 1 else 1.0
+    weights = member_weights(train, candidates)
+    members = tuple(
+        MemberRecord(u, f.node, f.report.leases, w, c.staleness)
+        for u, f, w, c in zip(ordered, flights, weights, candidates, strict=True)
+    )
+    record = _record(ctx, members, flights, lr * step_scale(train, candidates), now_ns)
+    ctx.persist(record)
+    _after(ctx, record, now_ns)
+
+
+def _record(
+    ctx: Context, members: tuple[MemberRecord, ...], flights: Sequence[InFlight], lr: float, now_ns: int
+) -> Committed:
+    reports = [f.report for f in flights]
+    weight = sum(r.weight for r in reports)
+    loss = sum(r.loss_sum for r in reports) / weight if weight > 0 else 0.0
+    elapsed = ctx.state.elapsed_ns + max(0, now_ns - ctx.mark_ns)
+    ctx.mark_ns = now_ns
+    return Committed(
+        ctx.state.version + 1,
+        members,
+        lr,
+        loss,
+        sum(r.tokens for r in reports),
+        sum(r.samples for r in reports),
+        elapsed,
+    )
+
+
+def _after(ctx: Context, record: Committed, now_ns: int) -> None:
+    """Tell shards, then workers; open the next round."""
+    for place in ctx.state.places:
+        for node in replica_nodes(place):
+            ctx.send(
+                node,
+                Commit(ctx.job, ctx.generation, place.shard, record.number, record.wire_members(), record.lr),
+            )
+    for member in record.members:
+        ctx.roster.drop(member.update)
+        ctx.send(member.node, Outcome(ctx.job, ctx.generation, member.update, "committed", record.number, ""))
+    ctx.not_finite = 0
+    ctx.round_times_ns.append(now_ns - ctx.round_opened_ns)
+    ctx.round_opened_ns = now_ns

@@ -1,0 +1,201 @@
+"""Who holds which shard, and what happens when one is lost.
+
+With a backup that lives, the backup is promoted and nothing is lost. Without, every shard returns to the last checkpoint
+in a new generation, which fences all that came later and opens its leases again. A machine that only restarts gets a few
+seconds before another one takes its shards.
+"""
+
+from __future__ import annotations
+
+from medley.policies.placement import Host, assign_blocks, choose_hosts
+from medley.protocol.ids import NodeId
+from medley.protocol.messages import AssignShard, AssignWorker, Peers, Relay, Routes
+from medley.protocol.records import Placed, Promoted, ShardPlace
+from medley.roles.context import BACKUP_PATIENCE_NS, SHARD_PATIENCE_NS, Context
+from medley.roles.roster import ReplicaView, Roster, WorkerView, replica_nodes
+
+
+def advance(ctx: Context, now_ns: int) -> None:
+    """Place, promote or roll back as needed; then bring every machine up to the present generation."""
+    _notice_absent_hosts(ctx, now_ns)
+    if not ctx.state.places:
+        _place(ctx, now_ns)
+    elif ctx.lost_shards:
+        _promote(ctx)
+        if ctx.lost_shards:
+            _roll_back(ctx, now_ns)
+    if ctx.state.places:
+        _enlist(ctx)
+        _introduce(ctx)
+
+
+def lose_shard(ctx: Context, node: NodeId, shard: int, reason: str) -> None:
+    """A replica's memory is gone."""
+    ctx.roster.replicas.pop((node, shard), None)
+    ctx.roster.forget((node, shard))
+    if any(p.shard == shard and node in replica_nodes(p) for p in ctx.state.places):
+        ctx.lost_shards.setdefault((node, shard), reason)
+
+
+def _notice_absent_hosts(ctx: Context, now_ns: int) -> None:
+    """After a restart of the coordinator, hosts that never come back are lost too."""
+    for place in ctx.state.places:
+        for node in replica_nodes(place):
+            view = ctx.pool.get(node)
+            if view is None or view.connected or (node, place.shard) in ctx.lost_shards:
+                continue
+            patience = BACKUP_PATIENCE_NS if place.backup else SHARD_PATIENCE_NS
+            if now_ns - view.lost_ns > patience:
+                lose_shard(ctx, node, place.shard, f"{node} did not come back")
+
+
+def _place(ctx: Context, now_ns: int) -> None:
+    spec = ctx.prepared.spec.placement
+    hosts = _hosts(ctx, frozenset())
+    decision = choose_hosts(hosts, spec.shards, spec.replication, {})
+    ctx.broken_ns = ctx.broken_ns or now_ns
+    early = now_ns - ctx.broken_ns < SHARD_PATIENCE_NS
+    if decision.plan is None or (early and len(hosts) < spec.shards * spec.replication):
+        wanted = spec.shards * spec.replication
+        ctx.explain(ctx.job, f"waits for machines that hold parameters: {len(hosts)} of {wanted} are here")
+        return
+    blocks = assign_blocks(ctx.prepared.layout().blocks, dict.fromkeys(range(spec.shards), 1.0))
+    places = tuple(ShardPlace(s, p, b, blocks[s]) for s, (p, b) in sorted(decision.plan.items()))
+    ctx.persist(Placed(1, 0, places, decision.reason))
+    ctx.explain(ctx.job, decision.reason)
+    _begin_generation(ctx, now_ns)
+
+
+def _promote(ctx: Context) -> None:
+    """Backups of lost primaries take over; lost backups are struck off."""
+    for place in list(ctx.state.places):
+        if not place.backup:
+            continue
+        primary_lost = (place.primary, place.shard) in ctx.lost_shards
+        backup_lost = (place.backup, place.shard) in ctx.lost_shards
+        if primary_lost == backup_lost:
+            continue
+        stays = place.backup if primary_lost else place.primary
+        gone = place.primary if primary_lost else place.backup
+        view = ctx.roster.replicas.get((stays, place.shard))
+        if view is None or not view.ready:
+            continue
+        reason = (
+            f"shard {place.shard}: {gone} was lost ({ctx.lost_shards.pop((gone, place.shard))}); {stays} has it all"
+        )
+        ctx.persist(Promoted(place.shard, stays, "", reason))
+        ctx.explain(ctx.job, reason)
+        ctx.pins.clear()
+        ctx.saving = None
+
+
+def _roll_back(ctx: Context, now_ns: int) -> None:
+    ctx.broken_ns = ctx.broken_ns or now_ns
+    lost_hosts = {node for node, _ in ctx.lost_shards}
+    waiting = [n for n in sorted(lost_hosts) if not _is_host(ctx, n)]
+    if waiting and now_ns - ctx.broken_ns < SHARD_PATIENCE_NS:
+        ctx.explain(ctx.job, f"waits for {', '.join(waiting)} to return with its shard")
+        return
+    if not ctx.state.checkpoints and ctx.state.version > 0 and 0 not in ctx.ledger.bases:
+        ctx.explain(ctx.job, "no good checkpoint is left")
+        return
+    spec = ctx.prepared.spec.placement
+    keep = {p.shard: (p.primary, p.backup) for p in ctx.state.places}
+    decision = choose_hosts(_hosts(ctx, frozenset()), spec.shards, spec.replication, keep)
+    if decision.plan is None:
+        ctx.explain(ctx.job, f"waits for machines: {decision.reason}")
+        return
+    version = max(ctx.ledger.bases) if not ctx.state.checkpoints else ctx.state.checkpoints[-1].version
+    why = "; ".join(f"shard {s} on {n}: {r}" for (n, s), r in sorted(ctx.lost_shards.items()))
+    reason = f"back to checkpoint {version} from version {ctx.state.version}: {why}"
+    blocks = {p.shard: p.blocks for p in ctx.state.places}
+    places = tuple(ShardPlace(s, p, b, blocks[s]) for s, (p, b) in sorted(decision.plan.items()))
+    ctx.persist(Placed(ctx.generation + 1, version, places, reason))
+    ctx.explain(ctx.job, reason)
+    _begin_generation(ctx, now_ns)
+
+
+def _begin_generation(ctx: Context, now_ns: int) -> None:
+    """Nothing volatile survives a rollback, except where the engines listen."""
+    old = ctx.roster
+    ctx.roster = Roster(addresses=old.addresses, numbers=old.numbers, keys_number=old.keys_number)
+    ctx.roster.vault_number = old.vault_number
+    ctx.pins.clear()
+    ctx.lost_shards.clear()
+    ctx.broken_ns = 0
+    ctx.round_size.clear()
+    ctx.round_opened_ns = now_ns
+    ctx.granted_ns.clear()
+    ctx.saving = None
+    ctx.measuring = -1
+    ctx.mark_ns = now_ns
+
+
+def _enlist(ctx: Context) -> None:
+    """Tell every connected machine its part in this generation, once."""
+    for place in ctx.state.places:
+        for node in replica_nodes(place):
+            key = (node, place.shard)
+            if key not in ctx.roster.replicas and key not in ctx.lost_shards and _connected(ctx, node):
+                ctx.roster.replicas[key] = ReplicaView(node, place.shard)
+                ctx.send(node, _shard_assignment(ctx, place))
+    for node, view in ctx.pool.items():
+        if view.connected and not view.revoked and view.capability.worker and node not in ctx.roster.workers:
+            ctx.roster.workers[node] = WorkerView(node)
+            threads = ctx.prepared.spec.train.threads
+            ctx.send(node, AssignWorker(ctx.job, ctx.generation, ctx.state.plan, threads))
+
+
+def _shard_assignment(ctx: Context, place: ShardPlace) -> AssignShard:
+    version = ctx.state.checkpoints[-1].version if ctx.state.checkpoints else 0
+    threads = ctx.prepared.spec.train.threads
+    return AssignShard(ctx.job, ctx.generation, place.shard, ctx.state.plan, place.blocks, version, threads)
+
+
+def _introduce(ctx: Context) -> None:
+    """Keys to shards, backups to primaries, routes to workers: each when the other side is ready for it."""
+    roster = ctx.roster
+    if roster.vault_number < 0:
+        return
+    number = min(roster.vault_number, roster.keys_number)
+    for replica in roster.replicas.values():
+        if (replica.node, replica.shard) in roster.addresses and replica.told_peers < number:
+            replica.told_peers = number
+            ctx.send(replica.node, Peers(ctx.job, ctx.generation, replica.shard, number, roster.keys(), ctx.vault))
+    for place in ctx.state.places:
+        _introduce_backup(ctx, place)
+    routes = roster.routes(ctx.state.places)
+    if not routes:
+        return
+    for node, worker in roster.workers.items():
+        if worker.routes != routes and roster.admitted((node, -1)):
+            worker.routes = routes
+            ctx.send(node, Routes(ctx.job, ctx.generation, routes, ctx.vault))
+
+
+def _introduce_backup(ctx: Context, place: ShardPlace) -> None:
+    primary = ctx.roster.replicas.get((place.primary, place.shard))
+    backup = ctx.roster.addresses.get((place.backup, place.shard))
+    if primary is None or backup is None or primary.told_relay == backup:
+        return
+    if ctx.roster.admitted((place.primary, place.shard)) and ctx.roster.admitted((place.backup, place.shard)):
+        primary.told_relay = backup
+        ctx.send(place.primary, Relay(ctx.job, ctx.generation, place.shard, backup))
+
+
+def _hosts(ctx: Context, excluded: frozenset[NodeId]) -> list[Host]:
+    return [
+        Host(n, v.capability.memory_bytes, v.capability.worker, 0)
+        for n, v in sorted(ctx.pool.items())
+        if _is_host(ctx, n) and n not in excluded
+    ]
+
+
+def _is_host(ctx: Context, node: NodeId) -> bool:
+    view = ctx.pool.get(node)
+    return view is not None and view.connected and not view.revoked and view.capability.shard
+
+
+def _connected(ctx: Context, node: NodeId) -> bool:
+    view = ctx.pool.get(node)
+    return view is not None and view.connected

@@ -1,0 +1,129 @@
+"""The machines of one run, as the coordinator sees them now: engines, keys, what shards hold. Nothing here is durable.
+
+Keys are numbered: a worker gets its routes only when the vault and every shard have acknowledged a list of keys that
+contains the worker's own, so nobody is told to connect to a socket that would refuse it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from medley.protocol.ids import LeaseId, NodeId, UpdateId, Version
+from medley.protocol.messages import Address, HeldUpdate, Route, UpdateReady
+from medley.protocol.records import ShardPlace
+
+Engine = tuple[NodeId, int]  # shard -1: the node's worker
+
+
+@dataclass(slots=True)
+class WorkerView:
+    """A worker of the present generation."""
+
+    node: NodeId
+    ready: bool = False
+    wanting: LeaseId = 0
+    begun: dict[LeaseId, int] = field(default_factory=dict)  # when its base was granted
+    routes: tuple[Route, ...] = ()
+    tokens_per_s: float = 0.0
+    residual_norm: float = 0.0
+    micro_batch: int = 0
+
+
+@dataclass(slots=True)
+class ReplicaView:
+    """One replica of one shard in the present generation."""
+
+    node: NodeId
+    shard: int
+    ready: bool = False
+    version: Version = -1
+    peers: int = 0
+    told_peers: int = 0
+    told_relay: Address | None = None
+
+
+@dataclass(slots=True)
+class InFlight:
+    """An update that a worker has announced."""
+
+    report: UpdateReady
+    node: NodeId
+    arrived_ns: int
+
+
+@dataclass(slots=True)
+class Roster:
+    workers: dict[NodeId, WorkerView] = field(default_factory=dict)
+    replicas: dict[Engine, ReplicaView] = field(default_factory=dict)
+    addresses: dict[Engine, Address] = field(default_factory=dict)
+    numbers: dict[Engine, int] = field(default_factory=dict)
+    keys_number: int = 0
+    vault_number: int = -1
+    updates: dict[UpdateId, InFlight] = field(default_factory=dict)
+    staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
+
+    def introduce(self, engine: Engine, address: Address) -> bool:
+        """Remember where an engine listens; True if that is new."""
+        if self.addresses.get(engine) == address:
+            return False
+        self.addresses[engine] = address
+        self.keys_number += 1
+        self.numbers[engine] = self.keys_number
+        return True
+
+    def forget(self, engine: Engine) -> None:
+        self.addresses.pop(engine, None)
+        self.numbers.pop(engine, None)
+        for held in self.staged.values():
+            held.pop(engine, None)
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(sorted({a.key for a in self.addresses.values() if a.key}))
+
+    def admitted(self, engine: Engine) -> bool:
+        """The vault and all shards admit this engine's key."""
+        number = self.numbers.get(engine)
+        if number is None or self.vault_number < number:
+            return False
+        return all(r.peers >= number for r in self.replicas.values())
+
+    def complete(self, update: UpdateId, places: list[ShardPlace]) -> bool:
+        """Every replica of every shard holds this announced update."""
+        held = self.staged.get(update, {})
+        return update in self.updates and all((n, p.shard) in held for p in places for n in replica_nodes(p))
+
+    def squared_norm(self, update: UpdateId, places: list[ShardPlace]) -> float:
+        held = self.staged[update]
+        return sum(held[p.primary, p.shard].squared_norm for p in places)
+
+    def finite(self, update: UpdateId) -> bool:
+        return self.updates[update].report.finite and all(h.finite for h in self.staged[update].values())
+
+    def stage(self, engine: Engine, held: HeldUpdate) -> None:
+        self.staged.setdefault(held.update, {})[engine] = held
+
+    def drop(self, update: UpdateId) -> None:
+        self.updates.pop(update, None)
+        self.staged.pop(update, None)
+
+    def routes(self, places: list[ShardPlace]) -> tuple[Route, ...]:
+        """Where every shard is, or () while one of them is not known."""
+        nobody = Address("", "")
+        found = []
+        for place in places:
+            primary = self.addresses.get((place.primary, place.shard))
+            if primary is None:
+                return ()
+            backup = self.addresses.get((place.backup, place.shard), nobody)
+            found.append(Route(place.shard, place.blocks, primary, backup))
+        return tuple(found)
+
+    def ready_workers(self) -> list[NodeId]:
+        return sorted(n for n, w in self.workers.items() if w.ready)
+
+    def speeds(self) -> dict[NodeId, float]:
+        return {n: w.tokens_per_s for n, w in self.workers.items() if w.tokens_per_s > 0}
+
+
+def replica_nodes(place: ShardPlace) -> tuple[NodeId, ...]:
+    return (place.primary, place.backup) if place.backup else (place.primary,)

@@ -1,0 +1,275 @@
+"""A shard replica: stages parts, applies commits in order, keeps pinned versions, writes checkpoint parts.
+
+It decides nothing about training: it says what is staged, applies what is committed, exactly once and in order. Commits
+that arrive early wait; commits that arrive again are recognised by their number. Pins are ordered with commits by the
+coordinator's stream, which is what makes a version a consistent cut over all shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, assert_never
+
+from medley.protocol.effects import Effect, Explain, Reject, Report, Run, StopEngine
+from medley.protocol.engine import (
+    AppliedVersion,
+    Apply,
+    Discard,
+    EngineExited,
+    Failed,
+    Loaded,
+    LoadShard,
+    Opened,
+    OpenShard,
+    PartArrived,
+    PeersKnown,
+    PinVersion,
+    Progress,
+    SetPeers,
+    SetRelay,
+    ShardReport,
+    UnpinVersion,
+    WriteVersion,
+    WroteVersion,
+)
+from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
+from medley.protocol.ids import Generation, UpdateId, Version
+from medley.protocol.messages import (
+    Applied,
+    AssignShard,
+    Commit,
+    Drop,
+    EngineDown,
+    EngineUp,
+    HeldUpdate,
+    Leave,
+    LoadFailed,
+    PartFailed,
+    PartWritten,
+    Peers,
+    PeersSet,
+    Pin,
+    Ready,
+    Relay,
+    ShardStatus,
+    Staged,
+    ToShard,
+    Unpin,
+    Welcome,
+    WritePart,
+)
+
+EnginePhase = Literal["down", "opening", "opened", "loading", "ready"]
+
+
+@dataclass(slots=True)
+class Shard:
+    """One replica of one shard of one job."""
+
+    assignment: AssignShard
+    engine: EnginePhase = "down"
+    version: Version = -1  # last commit handed to the engine
+    staged: dict[UpdateId, HeldUpdate] = field(default_factory=dict)
+    waiting: dict[Version, Commit] = field(default_factory=dict)
+    pins: set[Version] = field(default_factory=set)
+    peers: int = 0
+    address: EngineUp | None = None
+
+    @property
+    def generation(self) -> Generation:
+        return self.assignment.generation
+
+    def start(self) -> list[Effect]:
+        """Effects that begin this role's life."""
+        a = self.assignment
+        self.engine = "opening"
+        return [Run(OpenShard(a.job, a.generation, a.shard, a.plan, a.blocks, a.threads))]
+
+    def status(self) -> ShardStatus:
+        a = self.assignment
+        return ShardStatus(
+            a.job,
+            a.generation,
+            a.shard,
+            self.version,
+            tuple(self.staged.values()),
+            tuple(sorted(self.pins)),
+            self.engine == "ready",
+        )
+
+    def handle(self, event: NodeEvent, now_ns: int) -> list[Effect]:
+        match event:
+            case Tick():
+                return []
+            case Told(message):
+                return self._told(message)  # type: ignore[arg-type]
+            case EngineSaid(report):
+                return self._engine_said(report)  # type: ignore[arg-type]
+            case _:
+                assert_never(event)
+
+    # -- the coordinator speaks -------------------------------------------------------------------------------
+
+    def _told(self, message: ToShard | Welcome) -> list[Effect]:
+        if isinstance(message, Welcome):
+            return self._reintroduce()
+        if isinstance(message, AssignShard):
+            return self._assigned(message)
+        if message.generation != self.generation:
+            return []
+        match message:
+            case Peers():
+                return [Run(SetPeers(message.number, message.keys, message.vault))]
+            case Relay():
+                return [Run(SetRelay(message.backup))]
+            case Commit():
+                return self._committed(message)
+            case Drop():
+                for update in message.updates:
+                    self.staged.pop(update, None)
+                return [Run(Discard(message.updates))]
+            case Pin():
+                return self._pinned(message)
+            case Unpin():
+                self.pins.discard(message.version)
+                return [Run(UnpinVersion(message.version))]
+            case WritePart():
+                return [Run(WriteVersion(self.generation, message.version))]
+            case Leave():
+                return [StopEngine(message.reason)]
+            case _:
+                assert_never(message)
+
+    def _reintroduce(self) -> list[Effect]:
+        if self.address is None:
+            return []
+        return [Report(replace(self.address, generation=self.generation))]
+
+    def _assigned(self, message: AssignShard) -> list[Effect]:
+        if message.generation < self.generation or message == self.assignment:
+            return []
+        reload = self.engine in ("loading", "ready")
+        self.assignment = message
+        self._forget()
+        effects: list[Effect] = []
+        if self.address is not None:
+            self.address = replace(self.address, generation=message.generation)
+            effects.append(Report(self.address))
+        if reload:
+            self.engine = "loading"
+            effects.append(Run(LoadShard(message.generation, message.version)))
+        return effects
+
+    def _committed(self, message: Commit) -> list[Effect]:
+        if message.number <= self.version or self.engine != "ready":
+            return []
+        self.waiting[message.number] = message
+        effects: list[Effect] = []
+        while (commit := self.waiting.get(self.version + 1)) is not None:
+            absent = [m.update for m in commit.members if m.update not in self.staged]
+            if absent:
+                return [
+                    *effects,
+                    Explain(f"shard {self.assignment.shard}", f"commit {commit.number} waits for {absent}"),
+                ]
+            del self.waiting[commit.number]
+            for member in commit.members:
+                del self.staged[member.update]
+            self.version = commit.number
+            effects.append(Run(Apply(self.generation, commit.number, commit.members, commit.lr)))
+        return effects
+
+    def _pinned(self, message: Pin) -> list[Effect]:
+        if message.version in self.pins:
+            return []
+        if message.version != self.version:
+            return [Reject("coordinator", f"pin of {message.version} at version {self.version}")]
+        self.pins.add(message.version)
+        return [Run(PinVersion(message.version))]
+
+    # -- the engine speaks ------------------------------------------------------------------------------------
+
+    def _engine_said(self, report: ShardReport) -> list[Effect]:
+        a = self.assignment
+        match report:
+            case Opened(address):
+                self.engine = "opened"
+                self.address = EngineUp(a.job, a.generation, a.shard, address)
+                return [Report(self.address)]
+            case PeersKnown():
+                return self._peers_known(report)
+            case Loaded():
+                return self._loaded(report)
+            case PartArrived():
+                return self._staged(report)
+            case AppliedVersion(generation, version):
+                return [Report(Applied(a.job, generation, a.shard, version))]
+            case WroteVersion():
+                written = PartWritten(
+                    a.job,
+                    report.generation,
+                    a.shard,
+                    report.version,
+                    report.file,
+                    report.digest,
+                    report.nbytes,
+                )
+                return [Report(written)]
+            case Failed():
+                return self._failed(report)
+            case EngineExited():
+                return self._exited(report)
+            case Progress():
+                return []
+            case _:
+                assert_never(report)
+
+    def _peers_known(self, report: PeersKnown) -> list[Effect]:
+        a = self.assignment
+        self.peers = report.number
+        effects: list[Effect] = [Report(PeersSet(a.job, a.generation, a.shard, report.number))]
+        if self.engine == "opened":
+            self.engine = "loading"
+            effects.append(Run(LoadShard(a.generation, a.version)))
+        return effects
+
+    def _loaded(self, report: Loaded) -> list[Effect]:
+        if report.generation != self.generation:
+            return []
+        a = self.assignment
+        self.engine = "ready"
+        self.version = report.version
+        return [Report(Ready(a.job, a.generation, a.shard, report.version))]
+
+    def _staged(self, report: PartArrived) -> list[Effect]:
+        if report.generation != self.generation:
+            return []
+        a = self.assignment
+        self.staged[report.update] = HeldUpdate(report.update, report.finite, report.squared_norm)
+        said = Staged(a.job, a.generation, a.shard, report.update, report.finite, report.squared_norm, report.nbytes)
+        waiting = self.waiting.get(self.version + 1)
+        return [Report(said), *(self._committed(waiting) if waiting is not None else [])]
+
+    def _failed(self, report: Failed) -> list[Effect]:
+        a = self.assignment
+        if report.what == "write":
+            return [Report(PartFailed(a.job, a.generation, a.shard, int(report.subject), report.reason))]
+        if report.what == "load":
+            said = LoadFailed(a.job, a.generation, a.shard, int(report.subject), report.reason, report.fatal)
+            return [Report(said)]
+        if report.what == "apply":
+            return [StopEngine(f"{report.what} failed: {report.reason}")]
+        return [Explain(f"shard {a.shard}", f"{report.what} failed: {report.reason}")]
+
+    def _exited(self, report: EngineExited) -> list[Effect]:
+        a = self.assignment
+        self._forget()
+        self.address = None
+        down = EngineDown(a.job, a.generation, a.shard, report.reason, report.memory)
+        return [Report(down), Explain(f"shard {a.shard}", f"engine ended: {report.reason}"), *self.start()]
+
+    def _forget(self) -> None:
+        self.version = -1
+        self.staged.clear()
+        self.waiting.clear()
+        self.pins.clear()

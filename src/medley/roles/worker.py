@@ -1,0 +1,454 @@
+"""A worker: leases in, updates out, one engine below it.
+
+One lease at a time is pulled-and-computed; finished updates are pushed while the next lease computes. An update stays
+`pending` until its outcome is known, and is pushed again whenever the routes change, which shards recognise. Whatever a
+lost message said, the next `WorkerStatus` says again; whatever a dead engine held, its leases go back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, assert_never
+
+from medley.protocol.effects import Effect, Explain, Report, Run, StopEngine
+from medley.protocol.engine import (
+    Compute,
+    Computed,
+    DropCarry,
+    EngineExited,
+    Failed,
+    Loaded,
+    LoadWorker,
+    Measure,
+    Measured,
+    Opened,
+    OpenWorker,
+    Prefetch,
+    Progress,
+    Pull,
+    Pulled,
+    Push,
+    Pushed,
+    ResetWorker,
+    SetRoutes,
+    Settle,
+    WorkerReport,
+)
+from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
+from medley.protocol.ids import NS_PER_S, Generation, LeaseId, NodeId, UpdateId, Version, update_id
+from medley.protocol.messages import (
+    Address,
+    AssignWorker,
+    Base,
+    BaseHeld,
+    BaseWanted,
+    EngineDown,
+    EngineUp,
+    Evaluate,
+    Evaluated,
+    Lease,
+    LeaseFailed,
+    Leave,
+    Outcome,
+    Ready,
+    Revoke,
+    Route,
+    Routes,
+    ToWorker,
+    UpdateReady,
+    Welcome,
+    WorkerStatus,
+)
+
+REPEAT_NS = 2 * NS_PER_S  # how often an unanswered wish or report is said again
+
+EnginePhase = Literal["down", "opening", "opened", "loading", "ready"]
+WorkPhase = Literal["idle", "wanting", "pulling", "computing", "measuring"]
+
+
+@dataclass(slots=True)
+class Pending:
+    """A computed update whose outcome is not known."""
+
+    report: UpdateReady
+    said_ns: int
+
+
+@dataclass(slots=True)
+class Worker:
+    """The worker role of one job on one node. `boot` makes its update ids unique over restarts."""
+
+    node: NodeId
+    boot: str
+    assignment: AssignWorker
+    allow_code: bool = False
+    engine: EnginePhase = "down"
+    phase: WorkPhase = "idle"
+    micro_batch: int = 0
+    routes: tuple[Route, ...] = ()
+    vault: Address | None = None
+    leases: dict[LeaseId, Lease] = field(default_factory=dict)
+    base: Base | None = None
+    holds: Version = -1
+    current: LeaseId = 0
+    computing: UpdateId = ""
+    pending: dict[UpdateId, Pending] = field(default_factory=dict)
+    carried: tuple[LeaseId, ...] = ()
+    carried_base: Version = -1
+    measure: Version = -1
+    wanted_ns: int = 0
+    updates: int = 0
+    address: EngineUp | None = None
+
+    @property
+    def generation(self) -> Generation:
+        return self.assignment.generation
+
+    def start(self) -> list[Effect]:
+        """Effects that begin this role's life."""
+        self.engine = "opening"
+        a = self.assignment
+        return [Run(OpenWorker(a.job, a.generation, a.plan, a.threads, self.micro_batch, self.allow_code))]
+
+    def status(self) -> WorkerStatus:
+        sent = (lease for pending in self.pending.values() for lease in pending.report.leases)
+        held = tuple(sorted({*self.leases, *self.carried, *sent}))
+        return WorkerStatus(self.assignment.job, self.generation, held, tuple(self.pending), self.phase)
+
+    def handle(self, event: NodeEvent, now_ns: int) -> list[Effect]:
+        match event:
+            case Tick():
+                return self._repeat(now_ns)
+            case Told(message):
+                return self._told(message, now_ns)  # type: ignore[arg-type]
+            case EngineSaid(report):
+                return self._engine_said(report, now_ns)  # type: ignore[arg-type]
+            case _:
+                assert_never(event)
+
+    # -- the coordinator speaks -------------------------------------------------------------------------------
+
+    def _told(self, message: ToWorker | Welcome, now_ns: int) -> list[Effect]:
+        if isinstance(message, Welcome):
+            return self._reintroduce(now_ns)
+        if isinstance(message, AssignWorker):
+            return self._assigned(message)
+        if message.generation != self.generation:
+            return []
+        match message:
+            case Routes():
+                return self._routed(message)
+            case Lease():
+                return self._leased(message, now_ns)
+            case Base():
+                return self._based(message)
+            case Outcome():
+                return self._settled(message, now_ns)
+            case Revoke():
+                return self._revoked(message, now_ns)
+            case Evaluate():
+                self.measure = message.version
+                return self._measure_if_possible()
+            case Leave():
+                return [StopEngine(message.reason)]
+            case _:
+                assert_never(message)
+
+    def _reintroduce(self, now_ns: int) -> list[Effect]:
+        """A (re)started coordinator is told everything it cannot know."""
+        effects: list[Effect] = []
+        if self.address is not None:
+            effects.append(Report(replace(self.address, generation=self.generation)))
+        if self.engine == "ready":
+            effects.append(Report(Ready(self.assignment.job, self.generation, -1, self.holds)))
+        for pending in self.pending.values():
+            pending.said_ns = now_ns
+            effects.append(Report(pending.report))
+        if self.phase == "wanting":
+            effects += self._want(now_ns)
+        return effects
+
+    def _assigned(self, message: AssignWorker) -> list[Effect]:
+        if message.generation <= self.generation:
+            return []
+        self.assignment = message
+        self._forget()
+        effects: list[Effect] = []
+        if self.engine in ("loading", "ready"):
+            effects.append(Run(ResetWorker(message.generation)))
+        if self.engine == "ready":
+            effects.append(Report(Ready(message.job, message.generation, -1, -1)))
+        if self.address is not None:
+            self.address = replace(self.address, generation=message.generation)
+            effects.append(Report(self.address))
+        return effects
+
+    def _routed(self, message: Routes) -> list[Effect]:
+        changed = (message.routes, message.vault) != (self.routes, self.vault)
+        self.routes, self.vault = message.routes, message.vault
+        effects: list[Effect] = []
+        if changed or self.engine == "opened":
+            effects.append(Run(SetRoutes(self.generation, message.routes, message.vault)))
+        if self.engine == "opened":
+            self.engine = "loading"
+            effects.append(Run(LoadWorker(self.generation)))
+        elif changed:
+            effects += [Run(Push(self.generation, update)) for update in self.pending]
+        return effects
+
+    def _leased(self, message: Lease, now_ns: int) -> list[Effect]:
+        if message.lease in self.leases or message.lease in self.carried:
+            return []
+        self.leases[message.lease] = message
+        effects: list[Effect] = [Run(Prefetch(message.lease, message.span, message.steps))]
+        return effects + self._next(now_ns)
+
+    def _based(self, message: Base) -> list[Effect]:
+        if self.phase != "wanting" or message.lease not in self.leases:
+            return [Report(BaseHeld(message.job, self.generation, message.version))]
+        self.base = message
+        self.current = message.lease
+        if self.holds == message.version:
+            return [Report(BaseHeld(message.job, self.generation, message.version)), *self._begin()]
+        self.phase = "pulling"
+        return [Run(Pull(self.generation, message.version))]
+
+    def _settled(self, message: Outcome, now_ns: int) -> list[Effect]:
+        pending = self.pending.get(message.update)
+        if pending is None:
+            return []
+        if message.verdict == "resend":
+            return [Report(pending.report), Run(Push(self.generation, message.update))]
+        del self.pending[message.update]
+        for lease in pending.report.leases:
+            self.leases.pop(lease, None)
+        if message.verdict == "carry" and not self.carried:
+            self.carried = pending.report.leases
+            self.carried_base = pending.report.oldest_base
+        if message.verdict != "carry" or self.carried == pending.report.leases:
+            return [Run(Settle(message.update, message.verdict)), *self._next(now_ns)]
+        said = LeaseFailed(
+            message.job,
+            self.generation,
+            pending.report.leases,
+            "a carry waits already; this one is dropped",
+            False,
+        )
+        return [Run(Settle(message.update, "drop")), Report(said), *self._next(now_ns)]
+
+    def _revoked(self, message: Revoke, now_ns: int) -> list[Effect]:
+        gone = set(message.leases)
+        effects: list[Effect] = []
+        for lease in gone:
+            self.leases.pop(lease, None)
+        if gone & set(self.carried):
+            self._drop_carry()
+            effects.append(Run(DropCarry(self.generation)))
+        for update, pending in list(self.pending.items()):
+            if gone & set(pending.report.leases):
+                del self.pending[update]
+                effects.append(Run(Settle(update, "drop")))
+        if self.current in gone:
+            self.current = 0
+            self.computing = ""  # what it computes is thrown away when it arrives
+            if self.phase == "wanting":
+                self.phase = "idle"
+        return effects + self._next(now_ns)
+
+    # -- the engine speaks ------------------------------------------------------------------------------------
+
+    def _engine_said(self, report: WorkerReport, now_ns: int) -> list[Effect]:
+        match report:
+            case Opened(address):
+                self.engine = "opened"
+                self.address = EngineUp(self.assignment.job, self.generation, -1, address)
+                return [Report(self.address)]
+            case Loaded():
+                return self._loaded(now_ns)
+            case Pulled():
+                return self._pulled(report, now_ns)
+            case Computed():
+                return self._computed(report, now_ns)
+            case Measured():
+                return self._measured(report, now_ns)
+            case Pushed() | Progress():
+                return []
+            case Failed():
+                return self._failed(report, now_ns)
+            case EngineExited():
+                return self._exited(report)
+            case _:
+                assert_never(report)
+
+    def _loaded(self, now_ns: int) -> list[Effect]:
+        self.engine = "ready"
+        effects: list[Effect] = [Report(Ready(self.assignment.job, self.generation, -1, -1))]
+        return effects + self._next(now_ns)
+
+    def _pulled(self, report: Pulled, now_ns: int) -> list[Effect]:
+        if report.generation != self.generation:
+            return []
+        self.holds = report.version
+        effects: list[Effect] = [Report(BaseHeld(self.assignment.job, self.generation, report.version))]
+        if self.phase != "pulling":
+            return effects
+        if self.measure == report.version:
+            self.phase = "measuring"
+            return [*effects, Run(Measure(report.version))]
+        return [*effects, *self._begin_or_next(now_ns)]
+
+    def _begin_or_next(self, now_ns: int) -> list[Effect]:
+        if self.base is not None and self.current in self.leases and self.base.version == self.holds:
+            return self._begin()
+        self.phase = "idle"
+        return self._next(now_ns)
+
+    def _begin(self) -> list[Effect]:
+        assert self.base is not None
+        lease = self.leases[self.current]
+        self.updates += 1
+        self.computing = update_id(self.node, self.boot, self.updates)
+        self.phase = "computing"
+        carry = bool(self.carried)
+        return [
+            Run(Compute(self.computing, lease.span, lease.steps, self.base.version, self.base.lr, carry)),
+        ]
+
+    def _computed(self, report: Computed, now_ns: int) -> list[Effect]:
+        self.phase = "idle"
+        if report.update != self.computing or self.base is None or self.current not in self.leases:
+            return [Run(Settle(report.update, "drop")), *self._lose_carry(report), *self._next(now_ns)]
+        self.micro_batch = report.micro_batch
+        said = self._ready_report(report)
+        del self.leases[self.current]
+        self.pending[report.update] = Pending(said, now_ns)
+        self._drop_carry()
+        self.current, self.computing = 0, ""
+        effects: list[Effect] = [Report(said), Run(Push(self.generation, report.update))]
+        return effects + self._next(now_ns)
+
+    def _lose_carry(self, report: Computed) -> list[Effect]:
+        """The carry went into an update that will never be sent: its leases go back."""
+        if not self.carried:
+            return []
+        leases = self.carried
+        self._drop_carry()
+        said = LeaseFailed(self.assignment.job, self.generation, leases, f"{report.update} was revoked", False)
+        return [Run(DropCarry(self.generation)), Report(said)]
+
+    def _ready_report(self, report: Computed) -> UpdateReady:
+        assert self.base is not None
+        base = self.base.version
+        return UpdateReady(
+            self.assignment.job,
+            self.generation,
+            report.update,
+            (self.current, *self.carried),
+            base,
+            self.carried_base if self.carried else base,
+            report.weight,
+            report.loss_sum,
+            report.correct,
+            report.samples,
+            report.tokens,
+            report.seconds,
+            report.micro_batch,
+            report.residual_norm,
+            report.finite,
+        )
+
+    def _measured(self, report: Measured, now_ns: int) -> list[Effect]:
+        if self.measure == report.version:
+            self.measure = -1
+        said = Evaluated(
+            self.assignment.job, self.generation, report.version, report.loss, report.tokens, report.accuracy
+        )
+        return [Report(said), *self._begin_or_next(now_ns)]
+
+    def _failed(self, report: Failed, now_ns: int) -> list[Effect]:
+        job = self.assignment.job
+        match report.what:
+            case "pull":
+                self.phase = "idle"
+                self.base = None
+                return [Explain(self.node, f"pull failed: {report.reason}"), *self._next(now_ns)]
+            case "push":
+                return [Explain(self.node, f"push of {report.subject} failed: {report.reason}")]
+            case "compute" if self.current:
+                lease, self.current, self.computing, self.phase = self.current, 0, "", "idle"
+                self.leases.pop(lease, None)
+                leases = (lease, *self.carried)
+                self._drop_carry()
+                said = LeaseFailed(job, self.generation, leases, report.reason, report.fatal)
+                return [Report(said), Run(DropCarry(self.generation)), *self._next(now_ns)]
+            case "load":
+                said = LeaseFailed(job, self.generation, (), report.reason, report.fatal)
+                return [Report(said), StopEngine(report.reason)]
+            case _:
+                return [Explain(self.node, f"{report.what} failed: {report.reason}")]
+
+    def _exited(self, report: EngineExited) -> list[Effect]:
+        """The child is gone, and with it every tensor: leases go back, a fresh engine starts."""
+        if report.memory:
+            self.micro_batch = max(1, self.micro_batch // 2) if self.micro_batch else 1
+        self._forget()
+        self.address = None
+        down = EngineDown(self.assignment.job, self.generation, -1, report.reason, report.memory)
+        why = f"engine ended: {report.reason}"
+        if report.memory:
+            why += f"; it starts again with micro-batches of {self.micro_batch}"
+        return [Report(down), Explain(self.node, why), *self.start()]
+
+    # -- what to do next --------------------------------------------------------------------------------------
+
+    def _next(self, now_ns: int) -> list[Effect]:
+        """Ask for parameters if there is a lease to begin and nothing else to do."""
+        if self.engine != "ready" or self.phase != "idle":
+            return []
+        if self.measure >= 0:
+            return self._measure_if_possible()
+        if not self.leases:
+            return []
+        self.current = min(self.leases)
+        self.phase = "wanting"
+        return self._want(now_ns)
+
+    def _want(self, now_ns: int) -> list[Effect]:
+        self.wanted_ns = now_ns
+        return [Report(BaseWanted(self.assignment.job, self.generation, self.current, self.holds))]
+
+    def _measure_if_possible(self) -> list[Effect]:
+        if self.engine != "ready" or self.phase not in ("idle", "wanting"):
+            return []
+        self.base = None
+        if self.holds == self.measure:
+            self.phase = "measuring"
+            return [Run(Measure(self.measure))]
+        self.phase = "pulling"
+        return [Run(Pull(self.generation, self.measure))]
+
+    def _repeat(self, now_ns: int) -> list[Effect]:
+        """Say again what nobody answered."""
+        effects: list[Effect] = []
+        if self.phase == "wanting" and now_ns - self.wanted_ns > REPEAT_NS:
+            effects += self._want(now_ns)
+        for update, pending in self.pending.items():
+            if now_ns - pending.said_ns > REPEAT_NS:
+                pending.said_ns = now_ns
+                effects += [Report(pending.report), Run(Push(self.generation, update))]
+        return effects
+
+    def _forget(self) -> None:
+        self.phase = "idle"
+        self.leases.clear()
+        self.pending.clear()
+        self._drop_carry()
+        self.base = None
+        self.holds = -1
+        self.current = 0
+        self.computing = ""
+        self.measure = -1
+
+    def _drop_carry(self) -> None:
+        self.carried = ()
+        self.carried_base = -1
