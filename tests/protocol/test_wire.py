@@ -20,13 +20,13 @@ from medley.protocol.errors import FrameError
 from medley.protocol.messages import (
     Address,
     AssignWorker,
+    Drop,
     EngineDown,
     EngineUp,
     FromNode,
     Heartbeat,
     Member,
     Outcome,
-    Peers,
     Relay,
     Revoke,
     ToNode,
@@ -116,9 +116,9 @@ LIMIT = wire.MAX_TEXT_NBYTES
         (EngineDown("j", 1, -1, "x" * (LIMIT + 1), False), "'reason' is over the limit"),
         (EngineDown("j", 1, -1, "é" * (LIMIT // 2 + 1), False), "'reason' is over the limit"),
         (AssignWorker("j", 1, "x" * (wire.MAX_DOCUMENT_NBYTES + 1), 0), "'plan' is over the limit"),
-        (Peers("j", 1, 0, 1, ("k" * (LIMIT + 1),)), "'keys' is over the limit"),
+        (Drop("j", 1, 0, ("k" * (LIMIT + 1),)), "'updates' is over the limit"),
         (Revoke("j", 1, tuple(range(wire.MAX_ITEMS + 1)), ""), "'leases' has 65537 items"),
-        (Peers("j", 1, 0, 1, ("x" * 60_000,) * 300), "over the limit of 16777216"),
+        (Drop("j", 1, 0, ("x" * 60_000,) * 300), "over the limit of 16777216"),
         (Outcome("j", 1, "u", "maybe", 1, ""), "'verdict' must be one of"),  # type: ignore[arg-type]
         (EngineDown("j", 2**63, -1, "", False), "cannot be encoded"),
         (EngineDown("j", "one", -1, "", False), "cannot be encoded"),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A node or a coordinator in a process that a test can kill: `control_process.py ROLE FOLDER ADDRESS`."""
+"""A node or a coordinator in a process that a test can kill: `control_process.py ROLE FILE ADDRESS`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import random
 import sys
 from collections.abc import AsyncGenerator
-from pathlib import Path
 
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.messages import Capability, Hello
 from medley.protocol.wire import Envelope
 from medley.transports.control.client import ControlClient
-from medley.transports.control.contract import Limits, Pem
+from medley.transports.control.contract import Limits
 from medley.transports.control.server import ControlServer
+from medley.transports.identity import Credentials
 
 
 class Printer:
@@ -36,7 +36,7 @@ class Printer:
         return JoinReply(b"", b"", "", "", "no")
 
 
-async def coordinator(identity: Pem, address: str) -> None:
+async def coordinator(identity: Credentials, address: str) -> None:
     host, _, port = address.rpartition(":")
     server = await ControlServer.open(
         host=host, control_port=int(port), door_port=0, identity=identity, handler=Printer(), limits=Limits()
@@ -45,7 +45,7 @@ async def coordinator(identity: Pem, address: str) -> None:
     await asyncio.Event().wait()
 
 
-async def node(identity: Pem, address: str) -> None:
+async def node(identity: Credentials, address: str) -> None:
     def hello() -> Hello:
         return Hello("n1", "b1", Capability(1, 1, "", "float32", True, True), (), ())
 
@@ -53,9 +53,8 @@ async def node(identity: Pem, address: str) -> None:
 
 
 def main() -> None:
-    role, folder, address = sys.argv[1:]
-    parts = [(Path(folder) / name).read_bytes() for name in ("cert.pem", "key.pem", "authority.pem")]
-    asyncio.run({"coordinator": coordinator, "node": node}[role](Pem(*parts), address))
+    role, file, address = sys.argv[1:]
+    asyncio.run({"coordinator": coordinator, "node": node}[role](Credentials.load(file), address))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from tests.transports.control_pki import Authority
 
 from medley.protocol import wire
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import PeerError, Unavailable, UserError
 from medley.protocol.messages import AssignWorker, Capability, Heartbeat, Hello, Refused, Welcome
 from medley.transports.control.client import ControlClient, join
-from medley.transports.control.contract import ATTACH, EOF, Limits, Pem, channel_options
+from medley.transports.control.contract import ATTACH, EOF, Limits, channel_options
 from medley.transports.control.operator import OperatorClient
 from medley.transports.control.server import ControlServer
+from medley.transports.identity import Authority, Credentials
 
 DEADLINE_S = 20
+NOW_NS = time.time_ns()
 QUICK = Limits(drain_timeout_s=0.2, outbound_nbytes=2 * 1024 * 1024, reconnect_last_s=0.4)
 HELLO = Hello("n1", "b1", Capability(2, 1, "test", "float32", True, True), (), ())
 PROCESS_HELLO = Hello("n1", "b1", Capability(1, 1, "", "float32", True, True), (), ())
@@ -83,8 +85,8 @@ class Recorder:
 
 
 @pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.open(tmp_path_factory.mktemp("pool"), NOW_NS)
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ async def open_server(authority: Authority, recorder: Recorder, port: int = 0) -
         host="127.0.0.1",
         control_port=port,
         door_port=0,
-        identity=authority.issue("coordinator", "c1"),
+        identity=authority.serve("c1", [], NOW_NS),
         handler=recorder,
         limits=QUICK,
     )
@@ -121,13 +123,11 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def running(
-    address: str, identity: Pem, hello: Callable[[], Hello] = lambda: HELLO
+    address: str, identity: Credentials, hello: Callable[[], Hello] = lambda: HELLO
 ) -> AsyncIterator[Node]:
     node = Node()
     async with asyncio.TaskGroup() as tasks:
-        run = node.client.run(
-            address, identity, hello, node.inbox.put_nowait, disconnected=node.reasons.put_nowait
-        )
+        run = node.client.run(address, identity, hello, node.inbox.put_nowait, disconnected=node.reasons.put_nowait)
         task = tasks.create_task(run)
         async with asyncio.timeout(DEADLINE_S):
             yield node
@@ -135,7 +135,7 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def raw_stream(address: str, identity: Pem) -> AsyncIterator[Any]:
+async def raw_stream(address: str, identity: Credentials) -> AsyncIterator[Any]:
     """A stream without our client's manners."""
     credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.cert_pem)
     options = [("grpc.max_send_message_length", -1), *channel_options(QUICK)]
@@ -149,7 +149,7 @@ def heard(message: Any, cause: str = "") -> Event:
 
 
 async def test_messages_cross_in_order_both_ways(authority, server, recorder) -> None:
-    async with running(server.control_address, authority.issue("node", "n1")) as node:
+    async with running(server.control_address, authority.enrol("n1", "node", NOW_NS)) as node:
         await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
         assert server.nodes == ("n1",)
         assert server.send("n1", Welcome(4, 500), "start", 4)
@@ -165,10 +165,8 @@ async def test_messages_cross_in_order_both_ways(authority, server, recorder) ->
     assert not node.client.send(beats[0])
 
 
-async def test_a_disconnected_node_hears_what_was_said_before_and_comes_back(
-    authority, server, recorder
-) -> None:
-    async with running(server.control_address, authority.issue("node", "n1")) as node:
+async def test_a_disconnected_node_hears_what_was_said_before_and_comes_back(authority, server, recorder) -> None:
+    async with running(server.control_address, authority.enrol("n1", "node", NOW_NS)) as node:
         await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
         server.send("n1", Refused("you were removed"))
         server.disconnect("n1", "removed")
@@ -180,13 +178,13 @@ async def test_a_disconnected_node_hears_what_was_said_before_and_comes_back(
 
 async def test_a_handler_may_refuse_a_node(authority, server, recorder) -> None:
     recorder.refuse = "node 'n1' was revoked"
-    async with running(server.control_address, authority.issue("node", "n1")) as node:
+    async with running(server.control_address, authority.enrol("n1", "node", NOW_NS)) as node:
         assert await node.reasons.get() == "node 'n1' was revoked"
     assert server.nodes == ()
 
 
 async def test_the_second_life_of_a_node_replaces_the_first(authority, server, recorder) -> None:
-    identity = authority.issue("node", "n1")
+    identity = authority.enrol("n1", "node", NOW_NS)
     second = Hello("n1", "b2", HELLO.capability, (), ())
     async with raw_stream(server.control_address, identity) as first:
         await first.write(wire.encode(HELLO))
@@ -200,7 +198,7 @@ async def test_the_second_life_of_a_node_replaces_the_first(authority, server, r
 
 async def test_a_stream_that_does_not_read_is_closed(authority, server, recorder) -> None:
     message = AssignWorker("job", 1, "x" * 500_000, 1)
-    async with raw_stream(server.control_address, authority.issue("node", "n1")) as call:
+    async with raw_stream(server.control_address, authority.enrol("n1", "node", NOW_NS)) as call:
         await call.write(wire.encode(HELLO))
         await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
         sent = 0
@@ -216,24 +214,24 @@ async def test_a_stream_that_does_not_read_is_closed(authority, server, recorder
 
 
 async def test_nobody_enters_under_another_name(authority, server, recorder) -> None:
-    async with running(server.control_address, authority.issue("node", "n2")) as node:
+    async with running(server.control_address, authority.enrol("n2", "node", NOW_NS)) as node:
         assert "certificate is of node 'n2'" in await node.reasons.get()
-    async with running(server.control_address, authority.issue("operator", "n1")) as node:
+    async with running(server.control_address, authority.enrol("n1", "operator", NOW_NS)) as node:
         assert "takes a certificate of role node" in await node.reasons.get()
     assert recorder.events.empty()
 
 
-async def test_a_foreign_fleet_is_refused_on_both_sides(authority, server, recorder) -> None:
-    foreign = Authority()
-    trusting = foreign.issue("node", "n1")
-    for identity in (trusting, Pem(trusting.cert_pem, trusting.key_pem, authority.pem)):
+async def test_a_foreign_fleet_is_refused_on_both_sides(authority, server, recorder, tmp_path) -> None:
+    foreign = Authority.open(tmp_path, NOW_NS)
+    trusting = foreign.enrol("n1", "node", NOW_NS)
+    for identity in (trusting, Credentials(trusting.cert_pem, trusting.key_pem, authority.certificate_pem)):
         async with running(server.control_address, identity) as node:
             assert await node.reasons.get()
     with pytest.raises((UserError, Unavailable), match="fleet|answers"):
-        with OperatorClient(server.control_address, foreign.issue("operator", "me"), QUICK) as operator:
+        with OperatorClient(server.control_address, foreign.enrol("me", "operator", NOW_NS), QUICK) as operator:
             await asyncio.to_thread(operator.ask, "jobs", {})
     with pytest.raises(UserError, match="fleet"):
-        await join(server.door_address, foreign.pem, JoinRequest("1", "right", b"csr", ""), QUICK)
+        await join(server.door_address, foreign.certificate_pem, JoinRequest("1", "right", b"csr", ""), QUICK)
     assert recorder.events.empty()
     assert recorder.asked == []
 
@@ -249,7 +247,7 @@ async def test_a_foreign_fleet_is_refused_on_both_sides(authority, server, recor
     ids=["no hello", "garbage", "empty", "oversized"],
 )
 async def test_a_bad_first_message_ends_the_stream(authority, server, recorder, first, code) -> None:
-    async with raw_stream(server.control_address, authority.issue("node", "n1")) as call:
+    async with raw_stream(server.control_address, authority.enrol("n1", "node", NOW_NS)) as call:
         await call.write(first)
         assert await call.code() == code
     assert recorder.events.empty()
@@ -257,7 +255,7 @@ async def test_a_bad_first_message_ends_the_stream(authority, server, recorder, 
 
 @pytest.mark.parametrize("later", [b"\xff garbage", bytes(wire.MAX_NBYTES + 1)], ids=["garbage", "oversized"])
 async def test_a_bad_later_message_ends_the_stream(authority, server, recorder, later) -> None:
-    async with raw_stream(server.control_address, authority.issue("node", "n1")) as call:
+    async with raw_stream(server.control_address, authority.enrol("n1", "node", NOW_NS)) as call:
         await call.write(wire.encode(HELLO))
         await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
         await call.write(later)
@@ -276,13 +274,13 @@ async def test_strangers_on_the_ports_harm_nothing(authority, server, recorder) 
                 async with asyncio.timeout(DEADLINE_S):
                     await reader.read()
             writer.close()
-    async with running(server.control_address, authority.issue("node", "n1")):
+    async with running(server.control_address, authority.enrol("n1", "node", NOW_NS)):
         await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
 
 
 async def test_an_operator_asks_and_follows(authority, server, recorder) -> None:
     def talk() -> list[Any]:
-        with OperatorClient(server.control_address, authority.issue("operator", "me"), QUICK) as operator:
+        with OperatorClient(server.control_address, authority.enrol("me", "operator", NOW_NS), QUICK) as operator:
             with pytest.raises(UserError, match="did you mean 'y'"):
                 operator.ask("fail")
             with pytest.raises(UserError, match="the job is gone"):
@@ -295,7 +293,7 @@ async def test_an_operator_asks_and_follows(authority, server, recorder) -> None
 
 async def test_a_follower_who_leaves_ends_the_following(authority, server, recorder) -> None:
     def peek() -> Any:
-        with OperatorClient(server.control_address, authority.issue("operator", "me"), QUICK) as operator:
+        with OperatorClient(server.control_address, authority.enrol("me", "operator", NOW_NS), QUICK) as operator:
             with contextlib.closing(operator.follow("endless", {"b": 2})) as answers:
                 return next(answers)
 
@@ -305,25 +303,25 @@ async def test_a_follower_who_leaves_ends_the_following(authority, server, recor
 
 
 async def test_a_node_may_not_ask_and_a_missing_coordinator_is_said_so(authority, server, recorder) -> None:
-    with OperatorClient(server.control_address, authority.issue("node", "n1"), QUICK) as operator:
+    with OperatorClient(server.control_address, authority.enrol("n1", "node", NOW_NS), QUICK) as operator:
         with pytest.raises(UserError, match="certificate of role operator"):
             await asyncio.to_thread(operator.ask, "jobs")
         with pytest.raises(UserError, match="certificate of role operator"):
             await asyncio.to_thread(list, operator.follow("jobs"))
     assert recorder.asked == []
     await server.close()
-    with OperatorClient(server.control_address, authority.issue("operator", "me"), QUICK) as operator:
+    with OperatorClient(server.control_address, authority.enrol("me", "operator", NOW_NS), QUICK) as operator:
         with pytest.raises(Unavailable, match="nothing answers"):
             await asyncio.to_thread(operator.ask, "jobs")
 
 
 async def test_joining(authority, server) -> None:
-    good = await join(server.door_address, authority.pem, JoinRequest("1", "right", b"csr", "n3"), QUICK)
+    good = await join(server.door_address, authority.certificate_pem, JoinRequest("1", "right", b"csr", "n3"), QUICK)
     assert good == JoinReply(b"cert", b"authority", "n3", "host:1", "")
-    bad = await join(server.door_address, authority.pem, JoinRequest("1", "wrong", b"csr", "n3"), QUICK)
+    bad = await join(server.door_address, authority.certificate_pem, JoinRequest("1", "wrong", b"csr", "n3"), QUICK)
     assert bad.refused == "the token is not valid"
     with pytest.raises((UserError, Unavailable)):
-        await join(server.control_address, authority.pem, JoinRequest("1", "right", b"csr", ""), QUICK)
+        await join(server.control_address, authority.certificate_pem, JoinRequest("1", "right", b"csr", ""), QUICK)
 
 
 async def test_a_port_in_use_is_a_sentence(authority, server, recorder) -> None:
@@ -337,16 +335,11 @@ async def test_a_port_in_use_is_a_sentence(authority, server, recorder) -> None:
 
 @contextlib.asynccontextmanager
 async def process(
-    role: str, identity: Pem, folder: Path, address: str
+    role: str, identity: Credentials, folder: Path, address: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    for name, data in (
-        ("cert.pem", identity.cert_pem),
-        ("key.pem", identity.key_pem),
-        ("authority.pem", identity.authority_pem),
-    ):
-        (folder / name).write_bytes(data)
+    identity.save(folder / role)
     child = await asyncio.create_subprocess_exec(
-        sys.executable, str(PROCESS), role, str(folder), address, stdout=asyncio.subprocess.PIPE
+        sys.executable, str(PROCESS), role, str(folder / role), address, stdout=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -365,10 +358,10 @@ async def said(child: asyncio.subprocess.Process, word: str) -> str:
 
 
 async def test_a_killed_coordinator_is_found_again(authority, tmp_path) -> None:
-    identity = authority.issue("coordinator", "c1")
+    identity = authority.serve("c1", [], NOW_NS)
     async with process("coordinator", identity, tmp_path, "127.0.0.1:0") as first:
         address = (await said(first, "listening")).split()[1]
-        async with running(address, authority.issue("node", "n1")) as node:
+        async with running(address, authority.enrol("n1", "node", NOW_NS)) as node:
             await said(first, "connected n1 b1")
             await said(first, "heard n1")
             first.kill()
@@ -385,11 +378,11 @@ async def test_a_killed_node_is_lost_at_once(authority, recorder, tmp_path) -> N
         host="127.0.0.1",
         control_port=0,
         door_port=0,
-        identity=authority.issue("coordinator", "c1"),
+        identity=authority.serve("c1", [], NOW_NS),
         handler=recorder,
         limits=Limits(keepalive_time_s=1000, keepalive_timeout_s=1000),
     )
-    async with process("node", authority.issue("node", "n1"), tmp_path, server.control_address) as child:
+    async with process("node", authority.enrol("n1", "node", NOW_NS), tmp_path, server.control_address) as child:
         await recorder.expect(("connected", "n1", "b1"), heard(PROCESS_HELLO))
         child.kill()
         await recorder.expect(("lost", "n1", "b1"))

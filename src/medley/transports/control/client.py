@@ -20,8 +20,9 @@ from medley.protocol import wire
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import FrameError, Unavailable, UserError
 from medley.protocol.messages import FromNode, Hello
-from medley.transports.control.contract import ATTACH, EOF, JOIN, Limits, Pem, channel_options
+from medley.transports.control.contract import ATTACH, EOF, JOIN, Limits, channel_options
 from medley.transports.control.outbox import Outbox
+from medley.transports.identity import Credentials
 
 # Answers that will be the same in a tenth of a second: ask again at the slow end of the backoff.
 _FINAL = frozenset(
@@ -73,7 +74,7 @@ class ControlClient:
     async def run(
         self,
         address: str,
-        identity: Pem,
+        identity: Credentials,
         hello: Callable[[], Hello],
         inbox: Callable[[wire.Envelope], None],
         connected: Callable[[], None] = lambda: None,
@@ -120,11 +121,9 @@ class _Session:
         self.was_connected = False
         self.refused = False
 
-    async def run(self, address: str, identity: Pem) -> str:
+    async def run(self, address: str, identity: Credentials) -> str:
         """Why the attempt ended, in a sentence."""
-        credentials = grpc.ssl_channel_credentials(
-            identity.authority_pem, identity.key_pem, identity.cert_pem
-        )
+        credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.cert_pem)
         async with grpc.aio.secure_channel(address, credentials, channel_options(self._limits)) as channel:
             call: Any = channel.stream_stream(ATTACH)()  # type: ignore[call-arg]
             try:

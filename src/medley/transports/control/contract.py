@@ -1,4 +1,4 @@
-"""What both ends of the control plane agree on beside its messages: PEM bundles, limits, paths, gRPC options.
+"""What both ends of the control plane agree on beside its messages: limits, paths, gRPC options.
 
 The messages are `protocol.messages` and `protocol.doors`, encoded by `protocol.wire`. Who a token or an
 operator is allowed to be, and what a question means, is left to the `ControlHandler`.
@@ -15,6 +15,7 @@ import grpc.aio
 from medley.protocol import wire
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.ids import NodeId
+from medley.transports.identity import SERVER_NAME
 
 # What a gRPC read returns at the end of a stream; its stubs do not know it.
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -24,19 +25,6 @@ JOIN = f"/{PACKAGE}.Door/Join"
 ATTACH = f"/{PACKAGE}.Control/Attach"
 ASK = f"/{PACKAGE}.Operator/Ask"
 FOLLOW = f"/{PACKAGE}.Operator/Follow"
-
-# Every coordinator's certificate carries this DNS name, so that it verifies at whatever address a machine
-# reaches it.
-SERVER_NAME = "medley-coordinator"
-
-
-@dataclass(frozen=True, slots=True)
-class Pem:
-    """One party's certificate chain and private key, and the authority it trusts; all PEM."""
-
-    cert_pem: bytes
-    key_pem: bytes
-    authority_pem: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +80,7 @@ class ControlHandler(Protocol):
 def channel_options(limits: Limits) -> list[tuple[str, int | str]]:
     """A client's gRPC options. Reconnecting is our own business, and channels share nothing."""
     return [
+        # Checked instead of the address dialled: a machine may reach its coordinator by any.
         ("grpc.ssl_target_name_override", SERVER_NAME),
         ("grpc.max_receive_message_length", limits.message_nbytes),
         ("grpc.max_send_message_length", limits.message_nbytes),

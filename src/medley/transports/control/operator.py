@@ -17,25 +17,22 @@ from medley.protocol import wire
 from medley.protocol.doors import Answer, Question
 from medley.protocol.errors import UserError
 from medley.transports.control.client import unanswered
-from medley.transports.control.contract import ASK, FOLLOW, Limits, Pem, channel_options
+from medley.transports.control.contract import ASK, FOLLOW, Limits, channel_options
+from medley.transports.identity import Credentials
 
 
 class OperatorClient:
     """Asks one coordinator. Safe to use from several threads; close it, or use it in a `with`."""
 
-    def __init__(self, address: str, identity: Pem, limits: Limits | None = None) -> None:
+    def __init__(self, address: str, identity: Credentials, limits: Limits | None = None) -> None:
         self._address = address
         self._limits = limits or Limits()
-        credentials = grpc.ssl_channel_credentials(
-            identity.authority_pem, identity.key_pem, identity.cert_pem
-        )
+        credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.cert_pem)
         self._channel = grpc.secure_channel(address, credentials, channel_options(self._limits))
         self._ask: Any = self._channel.unary_unary(ASK)  # type: ignore[call-arg]
         self._follow: Any = self._channel.unary_stream(FOLLOW)  # type: ignore[call-arg]
 
-    def ask(
-        self, method: str, body: dict[str, Any] | None = None, timeout_s: float | None = None
-    ) -> dict[str, Any]:
+    def ask(self, method: str, body: dict[str, Any] | None = None, timeout_s: float | None = None) -> dict[str, Any]:
         """The answer. Raises UserError with the coordinator's sentence, Unavailable when none comes."""
         try:
             data = self._ask(_question(method, body), timeout=timeout_s or self._limits.ask_timeout_s)
@@ -60,9 +57,7 @@ class OperatorClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
 

@@ -29,11 +29,11 @@ from medley.transports.control.contract import (
     JOIN,
     ControlHandler,
     Limits,
-    Pem,
     server_options,
 )
 from medley.transports.control.outbox import Outbox
 from medley.transports.control.peers import require_role
+from medley.transports.identity import Credentials
 
 _LOG = logging.getLogger(__name__)
 Context = Any  # grpc.aio.ServicerContext, whose stubs demand type arguments that say nothing here
@@ -88,7 +88,7 @@ class ControlServer:
         host: str,
         control_port: int,
         door_port: int,
-        identity: Pem,
+        identity: Credentials,
         handler: ControlHandler,
         limits: Limits,
     ) -> ControlServer:
@@ -100,9 +100,7 @@ class ControlServer:
         server._door.add_generic_rpc_handlers((server._door_methods(),))
         try:
             server.control_address = _bind(server._control, host, control_port, mutual, "control")
-            server.door_address = _bind(
-                server._door, host, door_port, grpc.ssl_server_credentials(pair), "join"
-            )
+            server.door_address = _bind(server._door, host, door_port, grpc.ssl_server_credentials(pair), "join")
         except UserError:
             await server.close()
             raise
@@ -301,9 +299,7 @@ class _Methods(grpc.GenericRpcHandler):
         return self._methods.get(handler_call_details.method)
 
 
-async def _answered(
-    answer: Callable[[], Awaitable[bytes]], refuse: Callable[[str], bytes], context: Context
-) -> bytes:
+async def _answered(answer: Callable[[], Awaitable[bytes]], refuse: Callable[[str], bytes], context: Context) -> bytes:
     try:
         return await answer()
     except MedleyError as error:
@@ -331,9 +327,7 @@ def _refusal(error: BaseException) -> _Ended:
     return _Ended(code, str(error))
 
 
-def _bind(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials, what: str
-) -> str:
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials, what: str) -> str:
     """Bind and say where: `host:port`. gRPC logs its own account of a failure; the sentence is for people."""
     name = f"[{host}]" if ":" in host else host
     try:
