@@ -1,8 +1,8 @@
 """Where parameters live: which node holds which shard, and which shard holds which block.
 
-Blocks go on a consistent-hash ring with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018): a block goes to the first
-shard clockwise that is below (1 + slack) times its fair share, so that a shard that comes or goes moves few blocks and
-none is overloaded. Blocks of one placement key stay together.
+Blocks go on a consistent-hash ring with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018): a block goes to the
+first shard clockwise that is below (1 + slack) times its fair share, so that a shard that comes or goes moves few
+blocks and none is overloaded. Blocks of one placement key stay together.
 """
 
 from __future__ import annotations

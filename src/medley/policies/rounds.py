@@ -1,8 +1,8 @@
 """When to commit, and whom.
 
 `sync`: everyone in the round; once a quorum is in, the rest get the grace (median + k * MAD of recent rounds).
-`async`: each update as it arrives. `local-sgd`: a quorum of the workers at work, or the grace after the first arrival.
-A deterministic run waits for every slot, however long.
+`async`: each update as it arrives. `local-sgd`: a quorum of the workers at work, or the grace after the first
+arrival. A deterministic run waits for every slot, however long.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The learning rate as a function of progress.
 
-Progress is the committed fraction of the planned samples (or of the time limit, whichever is further), so the schedule
-does not care how many machines share the work or how often one of them died.
+Progress is the committed fraction of the planned samples (or of the time limit, whichever is further), so the
+schedule does not care how many machines share the work or how often one of them died.
 """
 
 from __future__ import annotations

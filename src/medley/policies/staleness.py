@@ -1,7 +1,7 @@
 """How old an update may be, and how much an old one counts.
 
-Staleness s is commits since the update's base. The fixed bound is the job's; the adaptive one is bound / relative speed,
-within [1, 4 x bound], so that a slow machine on an honest fleet is never refused for being slow.
+Staleness s is commits since the update's base. The fixed bound is the job's; the adaptive one is bound / relative
+speed, within [1, 4 x bound], so that a slow machine on an honest fleet is never refused for being slow.
 """
 
 from __future__ import annotations

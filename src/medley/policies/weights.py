@@ -1,8 +1,8 @@
 """What each member of a commit counts.
 
-`mean`: the merged update is sum(clip_i * s_i * U_i) / sum(t_i) for summed gradients U_i over t_i answer tokens, and the
-t_i-weighted mean of pseudo-gradients. `sum`: everything counts once. Clipping is of each worker's own mean gradient, by
-the norm that all shards report together, so no shard decides alone.
+`mean`: the merged update is sum(clip_i * s_i * U_i) / sum(t_i) for summed gradients U_i over t_i answer tokens, and
+the t_i-weighted mean of pseudo-gradients. `sum`: everything counts once. Clipping is of each worker's own mean
+gradient, by the norm that all shards report together, so no shard decides alone.
 
 With one member an adaptive optimiser cancels any factor on the gradient, so staleness scales the *step* there
 (`step_scale`), and the members' relative weights where there are several.

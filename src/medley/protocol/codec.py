@@ -1,4 +1,5 @@
-"""Plain data to bytes and back, by the name of its class: JSON for the event log, MessagePack for the pipe to an engine.
+"""Plain data to bytes and back, by the name of its class: JSON for the event log, MessagePack for the pipe to an
+engine.
 
 Only classes that a caller lists can be decoded, every field is checked against its type, and unknown names, unknown
 fields and oversized inputs are refused. (Messages on the network are protobuf: `protocol.wire`.)

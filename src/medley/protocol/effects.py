@@ -1,7 +1,8 @@
 """What a role wants done, as values; its host does it and nothing else.
 
-Ordering rule, the whole durability of Medley: effects of one `handle` are executed in order, and no `Send` or `Run` leaves
-before every `Persist` that precedes it in the same list is on disk. A host may put several events into one write.
+Ordering rule, the whole durability of Medley: effects of one `handle` are executed in order, and no `Send` or `Run`
+leaves before every `Persist` that precedes it in the same list is on disk. A host may put several events into one
+write.
 """
 
 from __future__ import annotations

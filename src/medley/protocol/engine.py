@@ -1,7 +1,8 @@
 """What a role asks of its engine (commands, down a pipe) and hears from it (reports, up the pipe).
 
-The engine is a child process that owns tensors and tensor sockets; it may die at any time, and then the host of the role
-reports `EngineExited`. Commands for one engine are executed in order, except that transfers and one computation overlap.
+The engine is a child process that owns tensors and tensor sockets; it may die at any time, and then the host of the
+role reports `EngineExited`. Commands for one engine are executed in order, except that transfers and one
+computation overlap.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names of things, so that a signature says which string it wants.
 
-A *generation* fences everything that a rollback made stale; a *term* fences coordinators; a *version* is the number of
-commits applied; a *boot* is one life of a node's process.
+A *generation* fences everything that a rollback made stale; a *term* fences coordinators; a *version* is the number
+of commits applied; a *boot* is one life of a node's process.
 """
 
 from __future__ import annotations

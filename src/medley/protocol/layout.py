@@ -1,8 +1,9 @@
 """How a model's trainable tensors become one flat fp32 vector, and how that vector is cut into blocks.
 
-The vector is the tensors in `named_parameters()` order, flattened and joined. A block is a slice inside one tensor of at
-most `block_elements`; blocks are what shards own, codecs encode and checkpoints store. Both ends of every transfer
-compare `fingerprint` first, so two machines that disagree about a model find out before they exchange a number.
+The vector is the tensors in `named_parameters()` order, flattened and joined. A block is a slice inside one tensor
+of at most `block_elements`; blocks are what shards own, codecs encode and checkpoints store. Both ends of every
+transfer compare `fingerprint` first, so two machines that disagree about a model find out before they exchange a
+number.
 """
 
 from __future__ import annotations

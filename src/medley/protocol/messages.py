@@ -1,8 +1,8 @@
 """The control plane's vocabulary: what nodes and the coordinator say to each other.
 
-Messages are facts or requests, small and idempotent; tensors never travel here. Delivery is at most once and, within one
-stream, in order: whatever a lost message would have said is said again by the `WorkerStatus` / `ShardStatus` of the next
-heartbeat. `job` and `generation` come first wherever they fence.
+Messages are facts or requests, small and idempotent; tensors never travel here. Delivery is at most once and,
+within one stream, in order: whatever a lost message would have said is said again by the `WorkerStatus` /
+`ShardStatus` of the next heartbeat. `job` and `generation` come first wherever they fence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a job became once it was prepared: everything a machine needs to take part, as one JSON text.
 
-The coordinator makes it once (from the job specification, the prepared data and the model's layout), persists it, and sends
-it unchanged to every worker and shard.
+The coordinator makes it once (from the job specification, the prepared data and the model's layout), persists it,
+and sends it unchanged to every worker and shard.
 """
 
 from __future__ import annotations

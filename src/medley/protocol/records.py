@@ -1,7 +1,7 @@
 """What the coordinator persists: its state is the fold of these, and of nothing else.
 
-Each record is one durable fact. A stream per job (`job/<id>`) and one for the pool (`pool`). `Snapshot` replaces a prefix
-of a job's stream when a checkpoint makes it unnecessary.
+Each record is one durable fact. A stream per job (`job/<id>`) and one for the pool (`pool`). `Snapshot` replaces a
+prefix of a job's stream when a checkpoint makes it unnecessary.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An update's way from announced to committed, carried or dropped.
 
-Acceptance is one global decision: the coordinator alone decides, when every replica of every shard holds the update. It
-persists the decision, and only then tells shards and workers.
+Acceptance is one global decision: the coordinator alone decides, when every replica of every shard holds the
+update. It persists the decision, and only then tells shards and workers.
 """
 
 from __future__ import annotations

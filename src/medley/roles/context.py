@@ -1,7 +1,7 @@
 """What the parts of a run share: its durable state, its roster, and the effects of the event at hand.
 
-The parts (`recovery`, `grants`, `commits`, `saving`) are functions over this context, each with one concern; `run.Run`
-calls them in a fixed order after every event.
+The parts (`recovery`, `grants`, `commits`, `saving`) are functions over this context, each with one concern;
+`run.Run` calls them in a fixed order after every event.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The coordinator: who is in the pool, which job has it, and every run's side of the conversation.
 
-One job has the pool at a time; the others wait in the order of their submission. The coordinator is the only writer of the
-log. Its state is the fold of that log (`restore`), plus what nodes say of themselves when they (re)connect.
+One job has the pool at a time; the others wait in the order of their submission. The coordinator is the only writer
+of the log. Its state is the fold of that log (`restore`), plus what nodes say of themselves when they (re)connect.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who gets which samples, and from which version to begin.
 
-In `sync`, leases belong to rounds: round r starts from version r - 1, and its slots are the next spans of the order; leases
-of the following round are given out early so that they are tokenised in time. Elsewhere a worker always has one lease in
-hand and one ahead. A base is pinned at every shard before its worker is told.
+In `sync`, leases belong to rounds: round r starts from version r - 1, and its slots are the next spans of the
+order; leases of the following round are given out early so that they are tokenised in time. Elsewhere a worker
+always has one lease in hand and one ahead. A base is pinned at every shard before its worker is told.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which samples are open, leased, or committed: each exactly once per epoch in the parameters that survive.
 
-The ledger changes only by applying records, so it is the same after any crash. `rollback` returns to what a checkpoint's
-parameters contain; everything later is open again. Positions, not samples, are counted: the seeded order of an epoch maps
-one to the other on every machine alike.
+The ledger changes only by applying records, so it is the same after any crash. `rollback` returns to what a
+checkpoint's parameters contain; everything later is open again. Positions, not samples, are counted: the seeded
+order of an epoch maps one to the other on every machine alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who holds which shard, and what happens when one is lost.
 
-With a backup that lives, the backup is promoted and nothing is lost. Without, every shard returns to the last checkpoint
-in a new generation, which fences all that came later and opens its leases again. A machine that only restarts gets a few
-seconds before another one takes its shards.
+With a backup that lives, the backup is promoted and nothing is lost. Without, every shard returns to the last
+checkpoint in a new generation, which fences all that came later and opens its leases again. A machine that only
+restarts gets a few seconds before another one takes its shards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The machines of one run, as the coordinator sees them now: engines, keys, what shards hold. Nothing here is durable.
 
-Keys are numbered: a worker gets its routes only when the vault and every shard have acknowledged a list of keys that
-contains the worker's own, so nobody is told to connect to a socket that would refuse it.
+Keys are numbered: a worker gets its routes only when the vault and every shard have acknowledged a list of keys
+that contains the worker's own, so nobody is told to connect to a socket that would refuse it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""One training run, from queued to done: routes every event to the part whose concern it is, then lets all parts advance.
+"""One training run, from queued to done: routes every event to the part whose concern it is, then lets all parts
+advance.
 
     recovery   who holds which shard; promotion and rollback
     grants     leases and bases
     commits    updates: committed, carried or dropped
     saving     checkpoints, held-out loss, the end
 
-Parts are functions over one `Context`; after each event they advance in this order, so a consequence is acted on at once.
+Parts are functions over one `Context`; after each event they advance in this order, so a consequence is acted on at
+once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checkpoints, held-out measurements, and how a run ends.
 
-A checkpoint is a pinned version: every primary writes its part to the vault, the vault makes all of them visible in one
-atomic step, and only then the ledger's position is sealed with it. A run ends with a measurement and a checkpoint of its
-last version, whether it is done or cancelled.
+A checkpoint is a pinned version: every primary writes its part to the vault, the vault makes all of them visible in
+one atomic step, and only then the ledger's position is sealed with it. A run ends with a measurement and a
+checkpoint of its last version, whether it is done or cancelled.
 """
 
 from __future__ import annotations

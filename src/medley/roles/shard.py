@@ -1,8 +1,8 @@
 """A shard replica: stages parts, applies commits in order, keeps pinned versions, writes checkpoint parts.
 
-It decides nothing about training: it says what is staged, applies what is committed, exactly once and in order. Commits
-that arrive early wait; commits that arrive again are recognised by their number. Pins are ordered with commits by the
-coordinator's stream, which is what makes a version a consistent cut over all shards.
+It decides nothing about training: it says what is staged, applies what is committed, exactly once and in order.
+Commits that arrive early wait; commits that arrive again are recognised by their number. Pins are ordered with
+commits by the coordinator's stream, which is what makes a version a consistent cut over all shards.
 """
 
 from __future__ import annotations

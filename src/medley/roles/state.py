@@ -1,6 +1,7 @@
 """The durable half of a training run: a fold of records, and nothing else.
 
-`apply` is the only way it changes, in a live coordinator as in a restarted one, so both are the same by construction.
+`apply` is the only way it changes, in a live coordinator as in a restarted one, so both are the same by
+construction.
 """
 
 from __future__ import annotations

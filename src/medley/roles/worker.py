@@ -1,8 +1,8 @@
 """A worker: leases in, updates out, one engine below it.
 
-One lease at a time is pulled-and-computed; finished updates are pushed while the next lease computes. An update stays
-`pending` until its outcome is known, and is pushed again whenever the routes change, which shards recognise. Whatever a
-lost message said, the next `WorkerStatus` says again; whatever a dead engine held, its leases go back.
+One lease at a time is pulled-and-computed; finished updates are pushed while the next lease computes. An update
+stays `pending` until its outcome is known, and is pushed again whenever the routes change, which shards recognise.
+Whatever a lost message said, the next `WorkerStatus` says again; whatever a dead engine held, its leases go back.
 """
 
 from __future__ import annotations
