@@ -79,7 +79,7 @@ def _encode(rows: Tensor, part: _Part, raw: Tensor) -> None:
     values = rows.gather(1, offsets)
     scales = (values.abs().amax(1) / STEPS).to(torch.bfloat16)
     scale_bytes, offset_bytes, value_bytes = _sections(raw, part)
-    scale_bytes.view(torch.bfloat16).copy_(scales)
+    scale_bytes.copy_(scales.view(torch.uint8))
     offset_bytes.copy_(_pack12(offsets.flatten()))
     value_bytes.view(torch.int8).copy_(quantised(values, scales.float()).flatten())
 

@@ -113,7 +113,8 @@ class ShardEngine:
         ValueError for a block that is missing or of the wrong size or type, before anything changes.
         """
         segments = [
-            self._segment(version, key, blocks, params, state) for key, blocks in self._packing(state)
+            self._segment(version, key, blocks, params, state)
+            for key, blocks in self._packing(version, state)
         ]
         self._segments = segments
         self._home = {b.index: (i, s) for i, segment in enumerate(segments) for b, s in segment.slices()}
@@ -234,15 +235,23 @@ class ShardEngine:
         largest = max((b.numel for b in self._blocks), default=0)
         return max(largest, min(SEGMENT, sum(b.numel for b in self._blocks)))
 
-    def _packing(self, state: Mapping[str, Tensor]) -> Iterator[tuple[tuple[bool, int], list[Block]]]:
+    def _packing(
+        self, version: int, state: Mapping[str, Tensor]
+    ) -> Iterator[tuple[tuple[bool, int], list[Block]]]:
         """Blocks that can step together (same decay, same count of steps), filled into segments."""
         alike: defaultdict[tuple[bool, int], list[Block]] = defaultdict(list)
         for block in self._blocks:
-            step = state.get(f"block.{block.index}.step", torch.tensor(0))
-            alike[decays(self._layout.tensors[block.tensor]), int(step)].append(block)
+            key = decays(self._layout.tensors[block.tensor]), self._steps(version, block, state)
+            alike[key].append(block)
         for key, blocks in alike.items():
             for packed in _filled(blocks):
                 yield key, packed
+
+    def _steps(self, version: int, block: Block, state: Mapping[str, Tensor]) -> int:
+        step = state.get(f"block.{block.index}.step")
+        if step is None and version > 0 and self._optimizer.slots:
+            raise ValueError(f"block {block.index}: no step to load")
+        return 0 if step is None else int(step)
 
     def _segment(
         self,
