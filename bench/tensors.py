@@ -25,6 +25,7 @@ import grpc
 import zmq
 
 from medley.transports.tensors import Accept, Curve, Header, Kind, Limits, Peer, Refuse, Source, TensorPlane
+from medley.transports.tensors.heap import keep_freed_chunks
 from medley.transports.tensors.wire import Frame, Type
 
 MIB = 1024 * 1024
@@ -113,6 +114,7 @@ def raw_receive(socket: zmq.Socket, prefix: list[bytes], nbytes: int) -> None:
 
 
 def serve_raw(pipe: Connection, nbytes: int, server: Curve | None, client: Curve | None) -> None:
+    keep_freed_chunks()  # the plane does, so the ratio is not one of allocators
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     if server:

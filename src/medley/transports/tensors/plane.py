@@ -20,6 +20,7 @@ from medley.transports.tensors.contract import Buffer, Handler, Limits, Peer
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.engine import Engine
 from medley.transports.tensors.flow import Gather, as_bytes_view
+from medley.transports.tensors.heap import keep_freed_chunks
 from medley.transports.tensors.outbound import Attempt, Call, Get, Progress, Put
 from medley.transports.tensors.wire import Header
 
@@ -68,6 +69,7 @@ class TensorPlane:
             raise UserError(
                 f"the tensor plane serves {host} only with a CURVE identity; without one use 127.0.0.1"
             )
+        keep_freed_chunks()
         plane = cls(identity, limits or Limits(), allow, handler)
         bracketed = f"[{host}]" if ":" in host else host
         try:
