@@ -35,9 +35,7 @@ def roundtrip(c: Codec, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_names_are_known_without_torch():
-    code = (
-        "import sys, medley.compression as c, medley.aggregation;print(c.CODEC_NAMES, 'torch' in sys.modules)"
-    )
+    code = "import sys, medley.compression as c, medley.aggregation;print(c.CODEC_NAMES, 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.strip() == f"{CODEC_NAMES} False"
 

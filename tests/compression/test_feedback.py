@@ -27,9 +27,7 @@ def send(flat: torch.Tensor, plan: Layout, kind: str, feedback: ErrorFeedback | 
     c = make_codec(Compression(kind=kind))
     payloads = encode_update(flat, plan.blocks, c, feedback)
     assert {i: p.numel() for i, p in payloads.items()} == {b.index: c.nbytes(b.numel) for b in plan.blocks}
-    return decode_update(
-        {i: bytes_of(p) for i, p in payloads.items()}, plan.blocks, c, torch.empty(plan.numel)
-    )
+    return decode_update({i: bytes_of(p) for i, p in payloads.items()}, plan.blocks, c, torch.empty(plan.numel))
 
 
 @given(st.sampled_from(CODEC_NAMES), st.integers(1, 6), st.integers(0, 99))

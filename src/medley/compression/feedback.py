@@ -59,9 +59,7 @@ def encode_update(
     return payloads
 
 
-def decode_update(
-    payloads: Mapping[int, Payload], blocks: Sequence[Block], codec: Codec, out: Tensor
-) -> Tensor:
+def decode_update(payloads: Mapping[int, Payload], blocks: Sequence[Block], codec: Codec, out: Tensor) -> Tensor:
     """What shards see of an update, written into `out` fp32 [layout.numel]; for the carry.
 
     Raises KeyError for a block without payload and FrameError for a damaged one.

@@ -112,10 +112,7 @@ class ShardEngine:
         Other shards' entries are ignored. Without optimiser state only version 0 can be loaded. Raises
         ValueError for a block that is missing or of the wrong size or type, before anything changes.
         """
-        segments = [
-            self._segment(version, key, blocks, params, state)
-            for key, blocks in self._packing(version, state)
-        ]
+        segments = [self._segment(version, key, blocks, params, state) for key, blocks in self._packing(version, state)]
         self._segments = segments
         self._home = {b.index: (i, s) for i, segment in enumerate(segments) for b, s in segment.slices()}
         self._staged.clear()
@@ -235,9 +232,7 @@ class ShardEngine:
         largest = max((b.numel for b in self._blocks), default=0)
         return max(largest, min(SEGMENT, sum(b.numel for b in self._blocks)))
 
-    def _packing(
-        self, version: int, state: Mapping[str, Tensor]
-    ) -> Iterator[tuple[tuple[bool, int], list[Block]]]:
+    def _packing(self, version: int, state: Mapping[str, Tensor]) -> Iterator[tuple[tuple[bool, int], list[Block]]]:
         """Blocks that can step together (same decay, same count of steps), filled into segments."""
         alike: defaultdict[tuple[bool, int], list[Block]] = defaultdict(list)
         for block in self._blocks:
@@ -300,17 +295,13 @@ class ShardEngine:
 
     def _advance(self, segment: _Segment, merged: Sequence[_Merged], lr: float) -> None:
         update, room = (r[: segment.params.numel()] for r in self._rooms)
-        members = [
-            Member(u, weight, partial(self._decode, segment, payload)) for u, weight, payload in merged
-        ]
+        members = [Member(u, weight, partial(self._decode, segment, payload)) for u, weight, payload in merged]
         self._rule.combine(members, update, room)
         if segment.state_lent:
             segment.state = {slot: values.clone() for slot, values in segment.state.items()}
         out = torch.empty_like(segment.params) if segment.params_lent else segment.params
         number = segment.steps + 1
-        self._optimizer.step(
-            Step(segment.params, update, segment.state, room, out, number, lr, segment.decay)
-        )
+        self._optimizer.step(Step(segment.params, update, segment.state, room, out, number, lr, segment.decay))
         segment.params, segment.steps = out, number
         segment.params_lent = segment.state_lent = False
 
@@ -335,7 +326,5 @@ def _sized(values: Tensor | None, block: Block, what: str) -> Tensor:
     if values is None:
         raise ValueError(f"block {block.index}: no {what} to load")
     if values.dtype != torch.float32 or values.numel() != block.numel:
-        raise ValueError(
-            f"block {block.index}: {what} are {values.dtype} [{values.numel()}], not fp32 [{block.numel}]"
-        )
+        raise ValueError(f"block {block.index}: {what} are {values.dtype} [{values.numel()}], not fp32 [{block.numel}]")
     return values.detach().reshape(-1)
