@@ -29,7 +29,7 @@ def wording(text: str) -> frozenset[str]:
 def test_there_is_enough_of_it() -> None:
     assert len(PAIRS) >= 300
     assert len(CHECKS) == 20
-    assert min(len(pair.questions) for pair in PAIRS) >= 4
+    assert min(len(pair.questions) for pair in PAIRS) >= 9
 
 
 def test_ids_answers_and_questions_are_unique() -> None:
