@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,43 +20,40 @@ from medley.store.eventlog import EventLog
 PROCESS_TIMEOUT_S = 60
 
 
-def _as_nobody(*command: str) -> list[str]:
+def _as_nobody(*command: str) -> None:
     # PostgreSQL refuses to run as root.
-    if os.name == "posix" and os.geteuid() == 0:
-        return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
-    return list(command)
+    leave_root = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    full = [*leave_root, *command] if os.geteuid() == 0 else list(command)
+    subprocess.run(full, check=True, stdout=subprocess.DEVNULL, timeout=PROCESS_TIMEOUT_S, cwd="/")
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL of our own on a free port; one for the whole session."""
     pytest.importorskip("psycopg")
     if not shutil.which("initdb") or not shutil.which("pg_ctl"):
         pytest.skip("no PostgreSQL binaries on this machine")
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("running as root, and no setpriv to leave it")
-    room = tmp_path_factory.mktemp("postgres")
-    data = room / "data"
-    data.mkdir()
-    if os.geteuid() == 0:
-        shutil.chown(room, "nobody")
-        shutil.chown(data, "nobody")
-        for parent in list(room.parents)[:3]:
-            if parent.stat().st_uid == 0 and "pytest" in parent.name:
-                parent.chmod(0o755)
+    # Not below pytest's own folder, which only the user who runs the tests may enter.
+    with tempfile.TemporaryDirectory(prefix="medley-postgres-") as room:
+        if os.geteuid() == 0:
+            shutil.chown(room, "nobody")
+        yield from _postgres(Path(room))
+
+
+def _postgres(room: Path) -> Iterator[str]:
+    data = str(room / "data")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c shared_buffers=8MB"
-    initdb = _as_nobody("initdb", "-D", str(data), "-U", "medley", "-A", "trust", "--no-sync", "-E", "UTF8")
-    start = _as_nobody("pg_ctl", "-D", str(data), "-w", "-l", str(room / "log"), "-o", options, "start")
-    subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, timeout=PROCESS_TIMEOUT_S, cwd="/")
-    subprocess.run(start, check=True, stdout=subprocess.DEVNULL, timeout=PROCESS_TIMEOUT_S, cwd="/")
+    _as_nobody("initdb", "-D", data, "-U", "medley", "-A", "trust", "--no-sync", "-E", "UTF8")
+    _as_nobody("pg_ctl", "-D", data, "-w", "-l", str(room / "log"), "-o", options, "start")
     try:
         yield f"postgresql://medley@127.0.0.1:{port}"
     finally:
-        stop = _as_nobody("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
-        subprocess.run(stop, check=False, stdout=subprocess.DEVNULL, timeout=PROCESS_TIMEOUT_S, cwd="/")
+        _as_nobody("pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -113,9 +111,7 @@ def die_at(tmp_path: Path) -> Callable[[str, str], None]:
         (orders / failpoint).touch()
         environment = {**os.environ, "MEDLEY_FAILPOINTS": str(orders)}
         command = [sys.executable, "-c", script]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not (orders / failpoint).exists()
 

@@ -98,9 +98,7 @@ def test_parts_alone_are_not_visible(root: str) -> None:
     assert store.versions("job-a") == [1]
 
 
-@pytest.mark.parametrize(
-    ("prefix", "reason"), [("part-", "does not match its digest"), ("manifest", "manifest.json")]
-)
+@pytest.mark.parametrize(("prefix", "reason"), [("part-", "does not match its digest"), ("manifest", "manifest.json")])
 def test_a_flipped_bit_skips_to_the_last_good_one_with_a_sentence(
     root: str, flip: Callable[[int, str], None], prefix: str, reason: str
 ) -> None:

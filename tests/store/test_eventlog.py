@@ -68,6 +68,8 @@ def test_the_older_term_is_fenced_and_leaves_nothing(open_log: Opener) -> None:
 
 def test_a_handle_without_a_term_may_not_write(open_log: Opener) -> None:
     log = open_log()
+    with pytest.raises(Fenced):
+        log.append([entry("nobody writes before the first term")])
     log.acquire_term("writer")
     with pytest.raises(Fenced):
         open_log().append([entry("a")])
@@ -202,9 +204,7 @@ def test_a_writer_that_is_replaced_while_it_writes_stops_and_every_acknowledged_
 
 
 def test_concurrent_first_opens_agree(log_url: str) -> None:
-    script = (
-        f"from medley.store.eventlog import EventLog\nprint(EventLog.open({log_url!r}).acquire_term('x'))"
-    )
+    script = f"from medley.store.eventlog import EventLog\nprint(EventLog.open({log_url!r}).acquire_term('x'))"
     command = [sys.executable, "-c", script]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     terms = sorted(int(racer.communicate(timeout=60)[0]) for racer in racers)
@@ -277,6 +277,20 @@ def test_a_server_that_is_away_is_unavailable_and_a_wrong_name_is_a_persons_mist
         EventLog.open("postgresql://medley@127.0.0.1:1/medley")
     with pytest.raises(UserError, match="does not exist"):
         EventLog.open(f"{postgres_url}/nowhere")
+
+
+@pytest.mark.parametrize("log_url", ["postgres"], indirect=True)
+def test_a_connection_that_the_server_dropped_is_made_anew(postgres_url: str, open_log: Opener, log_url: str) -> None:
+    import psycopg
+
+    log = open_log()
+    log.acquire_term("me")
+    log.append([entry("before")])
+    with psycopg.connect(f"{postgres_url}/postgres", autocommit=True) as connection:
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        connection.execute(others, [log_url.rpartition("/")[2]])
+    log.append([entry("after")])
+    assert bodies(log) == ["before", "after"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")

@@ -27,7 +27,7 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
 
 def test_a_file_of_the_library_passes(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    tensors = {"a": numpy.ones((2, 3), numpy.float16), "b": numpy.array(4.0, numpy.float32)}
+    tensors: dict[str, numpy.ndarray] = {"a": numpy.ones((2, 3), numpy.float16), "b": numpy.array(4.0, numpy.float32)}
     path.write_bytes(save(tensors, metadata={"x": "y"}))
     checked = check_tensor_file(path)
     assert {name: (t.dtype, t.shape, t.nbytes) for name, t in checked.items()} == {

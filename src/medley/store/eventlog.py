@@ -150,9 +150,7 @@ class EventLog:
             self._advance(connection, 0)
             newest = connection.execute(sa.select(sa.func.max(_events.c.seq)).where(old)).scalar_one()
             if newest is None:
-                raise ValueError(
-                    f"stream '{stream}' has no entry up to {upto_seq} that a snapshot could replace"
-                )
+                raise ValueError(f"stream '{stream}' has no entry up to {upto_seq} that a snapshot could replace")
             connection.execute(sa.delete(_events).where(old))
             connection.execute(sa.insert(_events), [self._row(newest, snapshot)])
             failpoints.hit("eventlog.compact.before")
@@ -172,7 +170,7 @@ class EventLog:
         # This update is the transaction's first statement: it takes the writer's lock (SQLite: the file's,
         # PostgreSQL: the row's), so the term cannot change until we commit and numbers are given out in the
         # order of commits.
-        mine = sa.update(_head).where(_head.c.term == self._term)
+        mine = sa.update(_head).where(_head.c.term == self._term, _head.c.term > 0)
         updated = connection.execute(mine.values(last_seq=_head.c.last_seq + count)).rowcount
         term, owner, last = connection.execute(sa.select(_head.c.term, _head.c.owner, _head.c.last_seq)).one()
         if updated != 1:
