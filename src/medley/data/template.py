@@ -88,7 +88,7 @@ def _texts(tokenizer: Any, question: str, answer: str, template: str) -> tuple[s
             "the tokenizer's chat template changes the question once it is answered; set data.template: plain"
         )
     start = tokenizer.bos_token or ""
-    return start + _plain(template).format(question=question), f" {answer}"
+    return start + _plain(template).replace("{question}", question), f" {answer}"
 
 
 def _plain(template: str) -> str:
