@@ -221,6 +221,17 @@ class CheckpointStore:
             self._remove(job, version)
         return sorted(old)
 
+    def keep_only(self, job: str, versions: Iterable[int]) -> list[int]:
+        """Delete every checkpoint but these: what the event log does not know any more, or never knew.
+
+        The caller has just sealed one of them. Returns the versions deleted.
+        """
+        kept = set(versions)
+        gone = [version for version in self._folders(job) if version not in kept]
+        for version in gone:
+            self._remove(job, version)
+        return gone
+
     def _is_good(self, manifest: Manifest) -> bool:
         try:
             return self.verify(manifest.job, manifest.version) == manifest

@@ -42,9 +42,7 @@ def connect(url: str) -> sa.Engine:
         case "postgresql":
             return _connect_postgres(parsed)
         case other:
-            raise UserError(
-                f"'{other}' is no database for Medley: use sqlite:///PATH or postgresql://HOST/NAME"
-            )
+            raise UserError(f"'{other}' is no database for Medley: use sqlite:///PATH or postgresql://HOST/NAME")
 
 
 @contextmanager
@@ -70,9 +68,7 @@ def _parse(url: str) -> sa.URL:
 
 def _connect_sqlite(url: sa.URL) -> sa.Engine:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise UserError(
-            "an event log must survive the process: give a path, as in sqlite:////srv/medley/medley.db"
-        )
+        raise UserError("an event log must survive the process: give a path, as in sqlite:////srv/medley/medley.db")
     _prepare_file(Path(url.database))
     engine = sa.create_engine(url.set(drivername="sqlite"), connect_args={"timeout": LOCK_TIMEOUT_S})
     sa.event.listen(engine, "connect", _configure_sqlite)
@@ -86,12 +82,9 @@ def _prepare_file(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
         if is_full(error):
-            raise StoreFull(
-                f"the disk that should hold {path} is full: free some space and start again"
-            ) from error
+            raise StoreFull(f"the disk that should hold {path} is full: free some space and start again") from error
         raise UserError(
-            f"the event log {path} cannot be written ({error.strerror}): "
-            "give a path in a directory you may write to"
+            f"the event log {path} cannot be written ({error.strerror}): give a path in a directory you may write to"
         ) from error
 
 
@@ -145,17 +138,13 @@ def _translate(error: DBAPIError, where: str, opening: bool) -> MedleyError:
     text = " ".join(str(cause).split())
     code = _sqlite_code(cause)
     if code == _SQLITE_FULL or getattr(cause, "sqlstate", None) == _POSTGRES_FULL:
-        return StoreFull(
-            f"no room left for {where}: free some space and start again; what was written before is safe"
-        )
+        return StoreFull(f"no room left for {where}: free some space and start again; what was written before is safe")
     if opening and code == _SQLITE_NOTADB:
         return UserError(f"{where} exists and is not an event log of Medley ({text}): give another path")
     if code in (_SQLITE_NOTADB, _SQLITE_CORRUPT):
         return Damaged(f"the event log {where} is damaged ({text})")
     if opening and code in (_SQLITE_READONLY, _SQLITE_CANTOPEN):
-        return UserError(
-            f"the event log {where} cannot be written ({text}): check who owns it and its directory"
-        )
+        return UserError(f"the event log {where} cannot be written ({text}): check who owns it and its directory")
     if opening and _is_refusal(text):
         return UserError(f"the database {where} cannot be used: {text}")
     return Unavailable(f"{where} does not answer as it should: {text}")

@@ -74,8 +74,7 @@ class DirectoryPlace:
             make_directories(self._root)
         except OSError as error:
             raise UserError(
-                f"{self._root} cannot be used as a directory ({error.strerror}): "
-                "give a directory you may write to"
+                f"{self._root} cannot be used as a directory ({error.strerror}): give a directory you may write to"
             ) from error
 
     def put(self, folder: str, name: Name, chunks: Iterable[bytes], failpoint: str | None = None) -> None:
