@@ -287,3 +287,13 @@ def test_a_root_that_cannot_be_used_is_one_sentence(url: str, tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(UserError):
         CheckpointStore(url.format(tmp=tmp_path))
+
+
+def test_keep_only_deletes_what_the_event_log_does_not_know(root: str) -> None:
+    store = CheckpointStore(root)
+    for version in range(1, 5):
+        write(store, version)
+    store.write_part("job-a", 5, "0", [tensors(5)])
+    assert store.keep_only("job-a", [4, 2]) == [5, 3, 1]
+    assert store.versions("job-a") == [4, 2]
+    assert latest(store) == 4
