@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -372,18 +373,35 @@ async def test_a_killed_coordinator_is_found_again(authority, tmp_path) -> None:
                 await said(second, "heard n1")
 
 
-async def test_a_killed_node_is_lost_at_once(authority, recorder, tmp_path) -> None:
-    # With keepalive out of the way, only the socket's own end can tell.
-    server = await ControlServer.open(
+async def _watching(authority: Authority, recorder: Recorder, keepalive_s: float) -> ControlServer:
+    return await ControlServer.open(
         host="127.0.0.1",
         control_port=0,
         door_port=0,
         identity=authority.serve("c1", [], NOW_NS),
         handler=recorder,
-        limits=Limits(keepalive_time_s=1000, keepalive_timeout_s=1000),
+        limits=Limits(keepalive_time_s=keepalive_s, keepalive_timeout_s=keepalive_s, drain_timeout_s=0.2),
     )
-    async with process("node", authority.enrol("n1", "node", NOW_NS), tmp_path, server.control_address) as child:
+
+
+async def test_a_killed_node_is_lost_at_once(authority, recorder, tmp_path) -> None:
+    # With keepalive out of the way, only the socket's own end can tell.
+    server = await _watching(authority, recorder, keepalive_s=1000)
+    identity = authority.enrol("n1", "node", NOW_NS)
+    async with process("node", identity, tmp_path, server.control_address) as child:
         await recorder.expect(("connected", "n1", "b1"), heard(PROCESS_HELLO))
         child.kill()
+        await recorder.expect(("lost", "n1", "b1"))
+    await server.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+async def test_a_node_that_falls_silent_is_lost_by_keepalive(authority, recorder, tmp_path) -> None:
+    server = await _watching(authority, recorder, keepalive_s=0.3)
+    identity = authority.enrol("n1", "node", NOW_NS)
+    async with process("node", identity, tmp_path, server.control_address) as child:
+        await recorder.expect(("connected", "n1", "b1"), heard(PROCESS_HELLO))
+        # Its socket stays open, and its system goes on acknowledging bytes that nobody reads.
+        child.send_signal(signal.SIGSTOP)
         await recorder.expect(("lost", "n1", "b1"))
     await server.close()

@@ -119,6 +119,8 @@ def _keepalive(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", _ms(limits.keepalive_timeout_s)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        # Without this the core waits its own minute for the answer, whatever keepalive_timeout_ms says.
+        ("grpc.http2.ping_timeout_ms", _ms(limits.keepalive_timeout_s)),
     ]
 
 
