@@ -109,9 +109,7 @@ class Api:
         return await _whole(request, ticket, reply)
 
 
-def make_app(
-    generator: Generator, name: str, engine: Engine | None = None, clock: Clock | None = None
-) -> Starlette:
+def make_app(generator: Generator, name: str, engine: Engine | None = None, clock: Clock | None = None) -> Starlette:
     """The application of one model. It starts its engine when it starts and stops it when it stops."""
     served = engine or Engine(generator)
     api = Api(generator, served, name, clock or SystemClock())
@@ -205,9 +203,7 @@ def _error(error: Exception) -> tuple[int, dict[str, Any]]:
         case MedleyError():
             refused = ApiError(str(error), status=500, type="server_error")
         case _:
-            refused = ApiError(
-                "the server failed on this request; its log says why", status=500, type="server_error"
-            )
+            refused = ApiError("the server failed on this request; its log says why", status=500, type="server_error")
     return refused.status, refused.body
 
 

@@ -91,9 +91,7 @@ class Ticket:
 class Engine:
     """Start with `start`, end with `close`; `submit` from a running event loop."""
 
-    def __init__(
-        self, generator: Streams, waiting_max: int = WAITING_MAX, active_max: int = ACTIVE_MAX
-    ) -> None:
+    def __init__(self, generator: Streams, waiting_max: int = WAITING_MAX, active_max: int = ACTIVE_MAX) -> None:
         self._generator = generator
         self.active = 0  # sequences under way, for people to see
         self._active_max = active_max
@@ -124,9 +122,7 @@ class Engine:
         try:
             self._waiting.put_nowait(ticket)
         except queue.Full:
-            raise Overloaded(
-                f"{self._waiting.maxsize} requests are waiting already: try again later"
-            ) from None
+            raise Overloaded(f"{self._waiting.maxsize} requests are waiting already: try again later") from None
         return ticket
 
     def _run(self) -> None:

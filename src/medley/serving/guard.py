@@ -53,7 +53,10 @@ def require_key(host: str, key: str | None) -> str | None:
 
 
 class Guard:
-    """Wraps an ASGI application. `hosts` are the names a Host header may carry; None on a public address."""
+    """Wraps an ASGI application.
+
+    `hosts` are the names a Host header may carry; None on a public address. `open_paths` need no key.
+    """
 
     def __init__(
         self,
@@ -61,19 +64,19 @@ class Guard:
         key: str | None = None,
         hosts: Sequence[str] | None = tuple(LOCAL_NAMES),
         body_nbytes_max: int = BODY_NBYTES_MAX,
+        open_paths: frozenset[str] = frozenset(),
     ) -> None:
         self.app = app
         self.key = key
         self.hosts = None if hosts is None else frozenset(h.lower() for h in hosts)
         self.body_nbytes_max = body_nbytes_max
+        self.open_paths = OPEN_PATHS | open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-        }
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
             await _refuse(send, *refusal)
@@ -86,7 +89,7 @@ class Guard:
             return 421, "wrong_host", "this address answers to localhost only"
         if scope["method"] not in READ_METHODS and not same_origin(headers):
             return 403, "wrong_origin", "a page of another origin may not use this address"
-        if self.key is not None and scope["path"] not in OPEN_PATHS and not self._authorised(headers):
+        if self.key is not None and scope["path"] not in self.open_paths and not self._authorised(headers):
             return 401, "invalid_api_key", "give the key of this server: Authorization: Bearer KEY"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.body_nbytes_max:
@@ -95,9 +98,7 @@ class Guard:
 
     def _authorised(self, headers: dict[str, str]) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(
-            given.strip().encode(), (self.key or "").encode()
-        )
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (self.key or "").encode())
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on, counting what a body without a (true) length really brings."""

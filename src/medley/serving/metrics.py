@@ -51,9 +51,7 @@ def token_f1(reference: str, candidate: str) -> float:
     return _f1((Counter(expected) & Counter(given)).total(), len(expected), len(given))
 
 
-def intervals(
-    statistics: Mapping[str, Statistic], examples: int, draws: int, seed: int
-) -> dict[str, Interval]:
+def intervals(statistics: Mapping[str, Statistic], examples: int, draws: int, seed: int) -> dict[str, Interval]:
     """Each statistic of all examples with its 95 % percentile interval; without draws the interval is the
     value.
     """

@@ -128,7 +128,5 @@ def _chat_delta(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _text_choice(
-    index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None
-) -> dict[str, Any]:
+def _text_choice(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}

@@ -174,9 +174,7 @@ def _shared(given: dict[str, Any], logprobs: int | None, limits: tuple[str, ...]
     options = given.get("stream_options", {})
     if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
         raise ApiError("'stream_options' knows include_usage only", "stream_options")
-    return Ask(
-        model, _integer(given, "n", 1, CHOICES_MAX) or 1, sampling, stream, _flag(options, "include_usage")
-    )
+    return Ask(model, _integer(given, "n", 1, CHOICES_MAX) or 1, sampling, stream, _flag(options, "include_usage"))
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
@@ -217,11 +215,7 @@ def _prompts(prompt: Any) -> tuple[str | tuple[int, ...], ...]:
 
 def _stops(stop: Any) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
-    if (
-        not isinstance(stops, list)
-        or len(stops) > STOPS_MAX
-        or not all(isinstance(s, str) and s for s in stops)
-    ):
+    if not isinstance(stops, list) or len(stops) > STOPS_MAX or not all(isinstance(s, str) and s for s in stops):
         raise ApiError(f"'stop' must be a string or a list of at most {STOPS_MAX} strings", "stop")
     if any(len(s) > STOP_CHARACTERS_MAX for s in stops):
         raise ApiError(f"a stop string has at most {STOP_CHARACTERS_MAX} characters", "stop")

@@ -57,9 +57,7 @@ def find_export(job: str, state_dir: Path) -> Path | None:
     return state_dir / "exports" / job if job in exported_jobs(state_dir) else None
 
 
-def resolve_model(
-    model: str, state_dir: Path | None = None, download: Callable[[str], Path] | None = None
-) -> Resolved:
+def resolve_model(model: str, state_dir: Path | None = None, download: Callable[[str], Path] | None = None) -> Resolved:
     """The directory of MODEL. Raises UserError, with the three possibilities, when it is none of them."""
     state = state_dir or default_state_dir()
     looks_like_path = model in {".", ".."} or os.path.isabs(model) or model.startswith((".", "~"))
@@ -94,9 +92,7 @@ def checked(directory: Path) -> Path:
     elif (directory / "config.json").is_file():
         wanted = ["model.safetensors", "model.safetensors.index.json"]
     else:
-        raise UserError(
-            f"'{directory}' is not a model directory: it has neither config.json nor adapter_config.json"
-        )
+        raise UserError(f"'{directory}' is not a model directory: it has neither config.json nor adapter_config.json")
     if not any((directory / name).is_file() for name in wanted):
         raise UserError(f"'{directory}' has no weights in safetensors format: expected {' or '.join(wanted)}")
     return directory

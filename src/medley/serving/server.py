@@ -70,9 +70,7 @@ def _signals_end_quietly() -> Iterator[None]:
 def _cannot_bind(host: str, port: int, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return (
-                f"port {port} on {host} is in use: choose another one with --port, or --port 0 for a free one"
-            )
+            return f"port {port} on {host} is in use: choose another one with --port, or --port 0 for a free one"
         case errno.EACCES:
             return f"port {port} on {host} needs rights you do not have: choose a port above 1023 with --port"
         case errno.EADDRNOTAVAIL:
