@@ -120,6 +120,7 @@ class Landing(enum.Enum):
     TAKEN = "taken"
     DAMAGED = "damaged"
     HOPELESS = "hopeless"
+    UNSTORED = "unstored"
 
 
 @dataclass(slots=True)
@@ -157,9 +158,15 @@ class Incoming:
     def landed(self, frame: Frame, nbytes: int, view: memoryview) -> Landing:
         """Check what arrived in `view` against what the frame claims."""
         if nbytes == frame.length and xxhash.xxh3_64_intdigest(view) == frame.check:
-            if self.journal is not None:
-                self.journal(frame.offset, frame.length, frame.check)
-            self.have += frame.length
-            return Landing.TAKEN
+            return self._take(frame)
         self.resends -= 1
         return Landing.DAMAGED if self.resends >= 0 else Landing.HOPELESS
+
+    def _take(self, frame: Frame) -> Landing:
+        try:
+            if self.journal is not None:
+                self.journal(frame.offset, frame.length, frame.check)
+        except (OSError, ValueError):  # a full disk, or a file closed under us
+            return Landing.UNSTORED
+        self.have += frame.length
+        return Landing.TAKEN

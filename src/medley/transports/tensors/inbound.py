@@ -64,7 +64,6 @@ class Reception:
         self.heard_at = now
         landing = incoming.landed(frame, nbytes, view)
         if not settle(link, self.transfer, incoming, landing, self.host):
-            link.refuse(self.transfer, "too many damaged chunks")
             self.drop()
         elif incoming.whole:
             self._finish()

@@ -209,7 +209,7 @@ class Get:
         assert incoming is not None and self.attempt.transfer is not None
         landing = incoming.landed(frame, nbytes, view)
         if not settle(link, self.attempt.transfer, incoming, landing, self.attempt.host):
-            self.fail(Refused("too many damaged chunks"))
+            self._end(Refused("too many damaged chunks"))
         elif landing is Landing.TAKEN:
             link.pace.acknowledged(nbytes, now - self.attempt.alive_at)
             self.attempt.alive(now, progress=True)

@@ -48,7 +48,7 @@ class FilePart:
             part.write_bytes(b"")
             sums.write_bytes(identity_of(header))
         file = part.open("r+b")
-        file.truncate(header.nbytes)
+        _reserve(file, header.nbytes)
         view = mmap.mmap(file.fileno(), header.nbytes) if header.nbytes else None
         have, records = _verified(sums, view, header.nbytes)
         journal = sums.open("r+b", buffering=0)
@@ -90,6 +90,13 @@ class FilePart:
             with contextlib.suppress(BufferError):
                 self._map.close()
             self._map = None
+
+
+def _reserve(file: BinaryIO, nbytes: int) -> None:
+    """Full length now: `OSError` here instead of a bus error when a mapped hole meets a full disk."""
+    file.truncate(nbytes)
+    if nbytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, nbytes)
 
 
 def _part(path: Path) -> Path:

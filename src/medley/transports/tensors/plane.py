@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
+
+import zmq
 
 from medley.protocol.errors import UserError
 from medley.transports.tensors.contract import Buffer, Handler, Limits, Peer
@@ -24,6 +27,7 @@ from medley.transports.tensors.heap import keep_freed_chunks
 from medley.transports.tensors.outbound import Attempt, Call, Get, Progress, Put
 from medley.transports.tensors.wire import Header
 
+_ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 log = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[Any]]
@@ -74,7 +78,7 @@ class TensorPlane:
         bracketed = f"[{host}]" if ":" in host else host
         try:
             plane.endpoint = plane._engine.bind(f"tcp://{bracketed}:{port or '*'}")
-        except OSError as error:
+        except zmq.ZMQError as error:
             plane._engine.abandon()
             raise UserError(f"the tensor plane cannot listen on {host}:{port}: {error}") from error
         plane._engine.start()
@@ -149,6 +153,8 @@ class TensorPlane:
             )
         if self._identity is None and peer.public_key is not None:
             raise UserError(f"{peer.endpoint} wants CURVE, and this plane was opened without an identity")
+        if not _ENDPOINT.fullmatch(peer.endpoint):
+            raise UserError(f"'{peer.endpoint}' is not a tensor endpoint; write tcp://HOST:PORT")
         future: asyncio.Future[Any] = self._loop.create_future()
         begun: list[Call | None] = []
 

@@ -75,7 +75,7 @@ def pump(outgoing: Outgoing, host: Host, transfer: Transfer, now: float) -> None
 
 
 def settle(link: Link, transfer: int, incoming: Incoming, landing: Landing, host: Host) -> bool:
-    """Answer a damaged chunk; False when the transfer has used up its resends."""
+    """Answer a damaged chunk; False when the transfer cannot go on."""
     match landing:
         case Landing.TAKEN:
             return True
@@ -85,4 +85,9 @@ def settle(link: Link, transfer: int, incoming: Incoming, landing: Landing, host
             return True
         case Landing.HOPELESS:
             host.counters["chunks_damaged"] += 1
+            link.refuse(transfer, "too many damaged chunks")
+            return False
+        case Landing.UNSTORED:
+            host.counters["journal_errors"] += 1
+            link.refuse(transfer, "the receiver cannot store the object")
             return False
