@@ -50,9 +50,7 @@ def test_chat_answers_what_the_generator_answers(client: openai.OpenAI, generato
 def test_stream_is_the_whole_in_pieces(client: openai.OpenAI) -> None:
     asked = {"model": "tiny", "messages": QUESTION, "temperature": 0.9, "seed": 4, "max_tokens": 24}
     whole = client.chat.completions.create(**asked)
-    chunks = list(
-        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
-    )
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     pieces = [c.choices[0] for c in chunks if c.choices]
     assert pieces[0].delta.role == "assistant"
     assert "".join(p.delta.content or "" for p in pieces) == whole.choices[0].message.content
@@ -90,9 +88,7 @@ def test_completion_of_token_ids(client: openai.OpenAI, generator: Generator) ->
 
 def test_seed_repeats(client: openai.OpenAI) -> None:
     texts = [
-        client.chat.completions.create(
-            model="tiny", messages=QUESTION, seed=seed, temperature=1.2, max_tokens=16
-        )
+        client.chat.completions.create(model="tiny", messages=QUESTION, seed=seed, temperature=1.2, max_tokens=16)
         .choices[0]
         .message.content
         for seed in (1, 1, 2)
@@ -216,9 +212,7 @@ async def test_eight_at_once_answer_as_one_alone(served: Served, generator: Gene
     async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client:
         answers = await asyncio.gather(
             *(
-                client.completions.create(
-                    model="tiny", prompt=f"Question {i}", seed=i, temperature=1, max_tokens=20
-                )
+                client.completions.create(model="tiny", prompt=f"Question {i}", seed=i, temperature=1, max_tokens=20)
                 for i in range(8)
             )
         )

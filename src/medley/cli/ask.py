@@ -16,9 +16,7 @@ Examples:
 @click.command("ask", epilog=EPILOG)
 @click.argument("model")
 @click.argument("question")
-@click.option(
-    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Length of the answer."
-)
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Length of the answer.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 2),
@@ -26,9 +24,7 @@ Examples:
     show_default=True,
     help="0 takes the likeliest.",
 )
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Nucleus to draw from."
-)
+@click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Nucleus to draw from.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed repeats the answer.")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
