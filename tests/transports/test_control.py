@@ -177,6 +177,17 @@ async def test_a_disconnected_node_hears_what_was_said_before_and_comes_back(aut
         await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
 
 
+async def test_a_node_that_outruns_its_stream_reconnects(authority, server, recorder) -> None:
+    async with running(server.control_address, authority.enrol("n1", "node", NOW_NS)) as node:
+        await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
+        sent = [node.client.send(Heartbeat("n1", (), ())) for _ in range(QUICK.outbound_messages + 1)]
+        assert sent == [True] * QUICK.outbound_messages + [False]
+        assert await node.reasons.get() == "the coordinator reads too slowly"
+        while (await recorder.next())[0] != "lost":
+            pass
+        await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
+
+
 async def test_a_handler_may_refuse_a_node(authority, server, recorder) -> None:
     recorder.refuse = "node 'n1' was revoked"
     async with running(server.control_address, authority.enrol("n1", "node", NOW_NS)) as node:
