@@ -6,6 +6,7 @@ or a function. A test or the simulated runtime passes its own clock, and nothing
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Protocol
 
@@ -32,3 +33,7 @@ class SystemClock:
 
     def wall_ns(self) -> int:
         return time.time_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass: for a host's ticks and a supervisor's backoff, never to wait for a condition."""
+        await asyncio.sleep(seconds)

@@ -222,12 +222,15 @@ class CheckpointStore:
         return sorted(old)
 
     def keep_only(self, job: str, versions: Iterable[int]) -> list[int]:
-        """Delete every checkpoint but these: what the event log does not know any more, or never knew.
+        """Delete every sealed checkpoint but these, and older folders that a crash left unsealed.
 
-        The caller has just sealed one of them. Returns the versions deleted.
+        The caller has just sealed the newest of them; what the event log does not know goes too. Returns the
+        versions deleted.
         """
         kept = set(versions)
-        gone = [version for version in self._folders(job) if version not in kept]
+        newest = max(kept)
+        sealed = set(self.versions(job))
+        gone = [v for v in self._folders(job) if v not in kept and (v in sealed or v < newest)]
         for version in gone:
             self._remove(job, version)
         return gone

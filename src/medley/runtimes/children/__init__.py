@@ -1,0 +1,1 @@
+"""What runs inside the engine processes: tensors, tensor sockets, files. One kind of engine a file."""

@@ -1,0 +1,84 @@
+"""What every engine does with the tensor plane: open it with its keys, admit peers, fetch from and store at the vault."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from medley.protocol.errors import Damaged, Unavailable
+from medley.protocol.messages import Address
+from medley.store.artifacts import ArtifactStore
+from medley.transports.tensors.contract import Handler, Peer, Refused
+from medley.transports.tensors.curve import Curve
+from medley.transports.tensors.plane import TensorPlane
+from medley.transports.tensors.wire import Header, Kind
+
+DAMAGED = "damaged: "
+
+
+def encode_key(key: bytes | None) -> str:
+    return base64.b64encode(key).decode() if key else ""
+
+
+def decode_key(key: str) -> bytes | None:
+    return base64.b64decode(key) if key else None
+
+
+def peer_of(address: Address) -> Peer:
+    return Peer(address.endpoint, decode_key(address.key))
+
+
+class Admission:
+    """The keys that may connect. Checked from the plane's own thread, replaced from the event loop."""
+
+    def __init__(self) -> None:
+        self._keys: frozenset[bytes] = frozenset()
+
+    def __call__(self, key: bytes) -> bool:
+        return key in self._keys
+
+    def admit(self, keys: tuple[str, ...], plane: TensorPlane) -> None:
+        """These and no others; a key that is gone loses its connections too."""
+        wanted = frozenset(base64.b64decode(k) for k in keys)
+        for key in self._keys - wanted:
+            plane.revoke(key)
+        self._keys = wanted
+
+
+async def open_plane(
+    host: str, port: int, encrypt: bool, handler: Handler, admission: Admission, curve: Curve | None = None
+) -> tuple[TensorPlane, Address]:
+    """A plane and the address under which peers find it."""
+    identity = (curve or Curve.generate()) if encrypt else None
+    plane = await TensorPlane.open(host, port, identity=identity, allow=admission, handler=handler)
+    return plane, Address(plane.endpoint, encode_key(plane.public_key))
+
+
+async def fetch(plane: TensorPlane, vault: Address, job: str, name: str, generation: int = 0) -> memoryview:
+    """One object of the vault, in memory. Raises Damaged if the vault says so, Unavailable otherwise."""
+    header = Header(kind=Kind.ARTIFACT, run=job, name=name, generation=generation)
+    try:
+        return await plane.get(peer_of(vault), header, bytearray)
+    except Refused as refused:
+        reason = str(refused)
+        if reason.startswith(DAMAGED):
+            raise Damaged(reason.removeprefix(DAMAGED)) from refused
+        raise Unavailable(f"the vault refuses {name}: {reason}") from refused
+
+
+async def fetch_directory(
+    plane: TensorPlane, vault: Address, job: str, digest: str, cache: ArtifactStore, target: Path
+) -> None:
+    """A tree of files by digest, through the machine's own cache, into `target`."""
+    await _ensure(plane, vault, job, digest, cache)
+    for file in cache.tree(digest):
+        await _ensure(plane, vault, job, file.digest, cache)
+    cache.restore(digest, target)
+
+
+async def _ensure(plane: TensorPlane, vault: Address, job: str, digest: str, cache: ArtifactStore) -> None:
+    if not cache.has(digest):
+        content = await fetch(plane, vault, job, f"artifact/{digest}")
+        kept = cache.put([bytes(content)])
+        if kept.digest != digest:
+            raise Damaged(f"artifact {digest} arrived as {kept.digest}")

@@ -1,0 +1,156 @@
+"""One-shot work on the coordinator's machine: prepare a job before it runs, export what it learned afterwards.
+
+Preparing is repeatable: the same job gives the same artifacts and the same checkpoint 0, so a crash in between costs only
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from medley import __version__
+from medley.engines.tensorfile import write_tensors
+from medley.engines.train import TrainEngine
+from medley.engines.task import Task, load_task
+from medley.policies.placement import assign_blocks
+from medley.protocol.codec import parse, text
+from medley.protocol.engine import Command, Exported, ExportJob, Failed, JobPrepared, PrepareJob, Report
+from medley.protocol.errors import MedleyError
+from medley.protocol.layout import Layout
+from medley.protocol.messages import Artifact
+from medley.protocol.plan import Plan
+from medley.protocol.spec import JobSpec
+from medley.runtimes.children.task import open_language_task
+from medley.runtimes.clock import SystemClock
+from medley.runtimes.pipe import ChildLink
+from medley.store.artifacts import ArtifactStore
+from medley.store.checkpoints import CheckpointStore, Manifest, Part
+
+
+def prepare_job(command: PrepareJob) -> JobPrepared:
+    """Artifacts, checkpoint 0 and the plan. Raises UserError for what a person can mend."""
+    spec = parse(command.spec, JobSpec)
+    root = Path(command.root)
+    with tempfile.TemporaryDirectory(prefix="medley-prepare-", dir=root) as folder:
+        task, artifacts = _task(spec, Path(folder), ArtifactStore(root / "artifacts"))
+        engine = TrainEngine(task, spec.train, spec.placement)
+        _write_first_checkpoint(spec, command.job, engine, root, Path(folder))
+    heldout = task.heldout()
+    plan = Plan(
+        spec=spec,
+        samples=len(task.dataset()),
+        heldout=len(heldout) if heldout is not None else 0,
+        tensors=engine.layout.tensors,
+        artifacts=artifacts,
+    )
+    return JobPrepared(command.job, text(plan))
+
+
+def _task(spec: JobSpec, folder: Path, store: ArtifactStore) -> tuple[Task, tuple[Artifact, ...]]:
+    if spec.task:
+        return load_task(spec.task, spec.task_options, allow_code=True), ()
+    from medley.data.prepare import prepare
+    from medley.engines.causal_lm import prepare_tokenizer
+
+    prepared = prepare(spec.data, spec.train.seed, folder / "data")
+    prepare_tokenizer(spec, prepared, folder / "tokenizer")
+    artifacts = tuple(
+        Artifact(name, store.put_directory(folder / name).digest) for name in ("data", "tokenizer")
+    )
+    return open_language_task(spec, folder / "data", folder / "tokenizer", exact=True), artifacts
+
+
+def _write_first_checkpoint(spec: JobSpec, job: str, engine: TrainEngine, root: Path, folder: Path) -> None:
+    """The seeded or pretrained parameters, cut as the shards will own them."""
+    store = CheckpointStore(root / "checkpoints")
+    owned = assign_blocks(engine.layout.blocks, {s: 1.0 for s in range(spec.placement.shards)})
+    parts = []
+    for shard, indices in owned.items():
+        path = folder / f"part-{shard}"
+        write_tensors(path, _named_blocks(engine.layout, engine.initial(), indices))
+        parts.append(store.write_part(job, 0, str(shard), path))
+    store.seal(job, _first_manifest(job, engine.layout, tuple(parts)))
+
+
+def _named_blocks(layout: Layout, flat: torch.Tensor, indices: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    blocks = [layout.blocks[i] for i in indices]
+    return {f"block.{b.index}": flat[b.offset : b.offset + b.numel] for b in blocks}
+
+
+def _first_manifest(job: str, layout: Layout, parts: tuple[Part, ...]) -> Manifest:
+    return Manifest(
+        job=job,
+        version=0,
+        generation=0,
+        layout=layout.fingerprint,
+        parts=parts,
+        ledger="[]",
+        step=0,
+        created_ns=SystemClock().wall_ns(),
+        medley=__version__,
+    )
+
+
+def export_job(command: ExportJob) -> Exported:
+    """A checkpoint as a directory that plain transformers (and PEFT) load; a person's task writes its own."""
+    plan = parse(command.plan, Plan)
+    root = Path(command.root)
+    target = root / "exports" / command.job
+    with tempfile.TemporaryDirectory(prefix="medley-export-", dir=root) as folder:
+        task = _stored_task(plan, Path(folder), ArtifactStore(root / "artifacts"))
+        engine = TrainEngine(task, plan.spec.train, plan.spec.placement)
+        engine.load_base(command.version, read_checkpoint(root, command.job, command.version, plan.layout()))
+        fresh = Path(folder) / "export"
+        task.save(engine.network.eval(), fresh)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(fresh, target)
+    return Exported(command.job, command.version, str(target))
+
+
+def _stored_task(plan: Plan, folder: Path, store: ArtifactStore) -> Task:
+    if plan.spec.task:
+        return load_task(plan.spec.task, plan.spec.task_options, allow_code=True)
+    for artifact in plan.artifacts:
+        store.restore(artifact.digest, folder / artifact.name)
+    return open_language_task(plan.spec, folder / "data", folder / "tokenizer", exact=True)
+
+
+def read_checkpoint(root: Path, job: str, version: int, layout: Layout) -> torch.Tensor:
+    """The flat fp32 vector of one checkpoint. Raises Damaged."""
+    store = CheckpointStore(root / "checkpoints")
+    manifest = store.manifest(job, version)
+    flat = torch.empty(layout.numel, dtype=torch.float32)
+    for part in manifest.parts:
+        with store.open_part(manifest, part.shard) as path:
+            for name, tensor in load_file(path).items():
+                if name.count(".") == 1:
+                    block = layout.blocks[int(name.removeprefix("block."))]
+                    flat[block.offset : block.offset + block.numel] = tensor
+    return flat
+
+
+def _execute(command: Command) -> Report:
+    match command:
+        case PrepareJob(job):
+            what = "prepare"
+        case ExportJob(job):
+            what = "export"
+        case _:
+            raise AssertionError(f"not a command for a preparer: {command}")
+    try:
+        return prepare_job(command) if isinstance(command, PrepareJob) else export_job(command)
+    except (MedleyError, OSError) as error:
+        return Failed(what, job, str(error), False, True)
+
+
+async def serve() -> None:
+    link = ChildLink()
+    link.send(await asyncio.to_thread(_execute, await link.commands.get()))
+    await link.commands.get()  # the parent ends us once it has heard

@@ -1,0 +1,179 @@
+"""The coordinator's keeper of bytes: artifacts to whoever is admitted, checkpoint parts from shards and back to them.
+
+It has no torch and no opinion: it checks digests, writes files durably, and seals a checkpoint in one atomic step when its
+parent says so. Its socket key and port are kept, so that a restarted vault is the same vault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import msgspec
+
+from medley import __version__
+from medley.protocol.codec import text
+from medley.protocol.engine import (
+    Command,
+    Failed,
+    Opened,
+    OpenVault,
+    PeersKnown,
+    SealCheckpoint,
+    Sealed,
+    SetPeers,
+)
+from medley.protocol.errors import Damaged, MedleyError
+from medley.runtimes.children.plane import DAMAGED, Admission, open_plane
+from medley.runtimes.clock import SystemClock
+from medley.runtimes.pipe import ChildLink
+from medley.store.artifacts import ArtifactStore
+from medley.store.checkpoints import CheckpointStore, Manifest, Part
+from medley.transports.identity.credentials import write_private
+from medley.transports.tensors.contract import Accept, Already, Refuse, Source
+from medley.transports.tensors.curve import Curve
+from medley.transports.tensors.partfile import FilePart
+from medley.transports.tensors.plane import TensorPlane
+from medley.transports.tensors.wire import Header, Kind
+
+PART_NBYTES_MAX = 64 * 2**30
+
+
+class Vault:
+    """Handler of the tensor plane, and executor of the parent's commands."""
+
+    def __init__(self, link: ChildLink, root: Path) -> None:
+        self._link = link
+        self._root = root
+        self._checkpoints = CheckpointStore(root / "checkpoints")
+        self._artifacts = ArtifactStore(root / "artifacts")
+        self._parts: dict[Path, FilePart] = {}
+        self._clock = SystemClock()
+        self.admission = Admission()
+        self.plane: TensorPlane | None = None
+
+    # -- the tensor plane asks --------------------------------------------------------------------------------
+
+    async def offer(self, peer_key: bytes, header: Header) -> Accept | Refuse | Already:
+        """A shard wants to store a checkpoint part: name part/<version>/<shard>."""
+        if header.kind is not Kind.ARTIFACT or not header.name.startswith("part/"):
+            return Refuse(f"the vault takes checkpoint parts, not '{header.name}'")
+        if header.nbytes > PART_NBYTES_MAX:
+            return Refuse(f"a part of {header.nbytes} bytes is over the limit of {PART_NBYTES_MAX}")
+        path = self._incoming(header)
+        try:
+            part = await asyncio.to_thread(FilePart.open, path, header)
+        except OSError as error:
+            return Refuse(f"no room for a checkpoint part: {error.strerror}")
+        self._parts[path] = part
+        return part.accept()
+
+    async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes:
+        """Keep it, durable but not yet visible; the reply says under which name and digest."""
+        path = self._incoming(header)
+        kept = await asyncio.to_thread(self._keep, self._parts.pop(path), header)
+        return msgspec.json.encode(kept)
+
+    def _keep(self, part: FilePart, header: Header) -> Part:
+        file = part.finish()
+        _, version, shard = header.name.split("/")
+        try:
+            return self._checkpoints.write_part(header.run, int(version), shard, file)
+        finally:
+            file.unlink()
+
+    async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse:
+        kind, _, rest = header.name.partition("/")
+        try:
+            if kind == "artifact":
+                return await asyncio.to_thread(self._artifact, rest)
+            if kind == "part":
+                version, shard = rest.split("/")
+                return await asyncio.to_thread(self._part, header.run, int(version), shard)
+        except Damaged as error:
+            return Refuse(DAMAGED + str(error))
+        except (KeyError, ValueError) as error:
+            return Refuse(f"the vault has no '{header.name}': {error}")
+        return Refuse(f"the vault has no '{header.name}'")
+
+    def _artifact(self, digest: str) -> Source:
+        with self._artifacts.opened(digest) as file:
+            content = file.read()
+        return Source([content], len(content))
+
+    def _part(self, job: str, version: int, shard: str) -> Source:
+        manifest = self._checkpoints.manifest(job, version)
+        with self._checkpoints.open_part(manifest, shard) as path:
+            content = path.read_bytes()
+        return Source([content], len(content))
+
+    def _incoming(self, header: Header) -> Path:
+        name = f"{header.generation}-{header.name.replace('/', '-')}"
+        return self._root / "incoming" / header.run / name
+
+    # -- the parent commands ----------------------------------------------------------------------------------
+
+    async def execute(self, command: Command) -> None:
+        match command:
+            case SetPeers(number, keys):
+                assert self.plane is not None
+                self.admission.admit(keys, self.plane)
+                self._link.send(PeersKnown(number))
+            case SealCheckpoint():
+                try:
+                    sealed = await asyncio.to_thread(self._seal, command)
+                except (MedleyError, OSError) as error:
+                    self._link.send(Failed("seal", command.job, str(error), False, False))
+                else:
+                    self._link.send(sealed)
+            case _:
+                raise AssertionError(f"not a command for the vault: {command}")
+
+    def _seal(self, command: SealCheckpoint) -> Sealed:
+        manifest = Manifest(
+            job=command.job,
+            version=command.version,
+            generation=command.generation,
+            layout=command.layout,
+            parts=tuple(Part(str(p.shard), p.file, p.digest, p.nbytes) for p in command.parts),
+            ledger=text(command.committed),
+            step=command.version,
+            created_ns=self._clock.wall_ns(),
+            medley=__version__,
+        )
+        sealed = self._checkpoints.seal(command.job, manifest)
+        self._checkpoints.keep_only(command.job, command.keep)
+        return Sealed(command.job, command.version, sealed.digest, sum(p.nbytes for p in command.parts))
+
+
+async def serve() -> None:
+    link = ChildLink()
+    first = await link.commands.get()
+    assert isinstance(first, OpenVault)
+    root = Path(first.root)
+    vault = Vault(link, root)
+    keep = root / "vault.json"
+    curve, port = _remembered(keep)
+    port = first.port or port
+    try:
+        vault.plane, address = await open_plane(first.host, port, first.encrypt, vault, vault.admission, curve)
+    except MedleyError:
+        vault.plane, address = await open_plane(first.host, 0, first.encrypt, vault, vault.admission, curve)
+    _remember(keep, curve, int(address.endpoint.rpartition(":")[2]))
+    link.send(Opened(address))
+    while True:
+        await vault.execute(await link.commands.get())
+
+
+def _remembered(path: Path) -> tuple[Curve, int]:
+    try:
+        kept = json.loads(path.read_text())
+        return Curve(bytes.fromhex(kept["public"]), bytes.fromhex(kept["secret"])), int(kept["port"])
+    except (OSError, ValueError, KeyError):
+        return Curve.generate(), 0
+
+
+def _remember(path: Path, curve: Curve, port: int) -> None:
+    kept = {"public": curve.public_key.hex(), "secret": curve.secret_key.hex(), "port": port}
+    write_private(path, json.dumps(kept).encode())

@@ -1,0 +1,103 @@
+"""A child process seen from its parent: spawn, command, hear, end, and learn how it died."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from medley.observe.logs import logger
+from medley.protocol.engine import Command, EngineExited, Report
+from medley.runtimes.pipe import COMMANDS, REPORTS, frame, read_frame
+
+END_S = 5.0
+
+
+class EngineProcess:
+    """One engine. `run` owns the process; `say` hands it a command; `heard` gets every report, EngineExited last."""
+
+    def __init__(self, kind: str, heard: Callable[[Report], None], environment: dict[str, str] | None = None) -> None:
+        self._kind = kind
+        self._heard = heard
+        self._environment = {**os.environ, **(environment or {})}
+        self._commands: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._process: asyncio.subprocess.Process | None = None
+        self._log = logger("engine", kind=kind)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    def say(self, command: Command) -> None:
+        self._commands.put_nowait(frame(COMMANDS.encode(command)))
+
+    def kill(self) -> None:
+        """End it at once; `run` then says how it ended."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def run(self) -> None:
+        """Spawn, and live until the child is gone. Cancelled: the child is ended."""
+        before = _oom_kills()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "medley.runtimes.child",
+            self._kind,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=self._environment,
+        )
+        self._process = process
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write(process))
+                await self._read(process)
+                writer.cancel()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            code = await process.wait()
+        reason, memory = _how(code, _oom_kills() > before)
+        self._log.info("engine ended", reason=reason)
+        self._heard(EngineExited(reason, memory))
+
+    async def _write(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        while (data := await self._commands.get()) is not None:
+            try:
+                process.stdin.write(data)
+                await process.stdin.drain()
+            except (BrokenPipeError, ConnectionError):
+                return
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while (data := await read_frame(process.stdout)) is not None:
+            self._heard(REPORTS.decode(data))
+
+
+def _how(code: int, oom: bool) -> tuple[str, bool]:
+    """A sentence for an exit status, and whether memory was the cause as far as one can tell."""
+    if code == -getattr(signal, "SIGKILL", 9):
+        return ("killed by the system for memory", True) if oom else ("killed", False)
+    if code < 0:
+        try:
+            return f"ended by {signal.Signals(-code).name}", False
+        except ValueError:
+            return f"ended by signal {-code}", False
+    return f"exit status {code}", False
+
+
+def _oom_kills() -> int:
+    """How often the system has killed for memory in our control group (0 where it does not tell)."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().splitlines()[0].split(":", 2)[2]
+        events = Path("/sys/fs/cgroup" + group) / "memory.events"
+        counts = dict(line.split() for line in events.read_text().splitlines())
+        return int(counts.get("oom_kill", "0"))
+    except (OSError, ValueError, IndexError):
+        return 0
