@@ -69,9 +69,7 @@ def _bodies() -> dict[type, int]:
 
 def _envelope(bodies: dict[type, int]) -> str:
     body = "\n".join(f"    {cls.__name__} {_snake(cls.__name__)} = {n};" for cls, n in bodies.items())
-    return (
-        f"message Envelope {{\n  uint64 term = 1;\n  string cause = 2;\n  oneof body {{\n{body}\n  }}\n}}\n"
-    )
+    return f"message Envelope {{\n  uint64 term = 1;\n  string cause = 2;\n  oneof body {{\n{body}\n  }}\n}}\n"
 
 
 def _message(cls: type) -> str:
@@ -85,12 +83,12 @@ def _kind(hint: Any) -> str:
         return "repeated " + _kind(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return "string"
-    return hint.__name__ if dataclasses.is_dataclass(hint) else SCALARS[hint]
+    return str(SCALARS.get(hint) or hint.__name__)
 
 
-def _closure(roots: tuple[type, ...]) -> list[type]:
+def _closure(roots: tuple[Any, ...]) -> list[type]:
     """The classes and those nested in them, each once, in the order a reader meets them."""
-    seen: dict[type, None] = {}
+    seen: dict[Any, None] = {}
     for cls in roots:
         if cls not in seen:
             seen[cls] = None

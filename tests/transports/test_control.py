@@ -120,6 +120,7 @@ class Node:
         self.client = ControlClient(rng=random.Random(7), limits=QUICK)
         self.inbox: asyncio.Queue[wire.Envelope] = asyncio.Queue()
         self.reasons: asyncio.Queue[str] = asyncio.Queue()
+        self.up = asyncio.Event()
 
 
 @contextlib.asynccontextmanager
@@ -128,7 +129,9 @@ async def running(
 ) -> AsyncIterator[Node]:
     node = Node()
     async with asyncio.TaskGroup() as tasks:
-        run = node.client.run(address, identity, hello, node.inbox.put_nowait, disconnected=node.reasons.put_nowait)
+        run = node.client.run(
+            address, identity, hello, node.inbox.put_nowait, connected=node.up.set, disconnected=node.reasons.put_nowait
+        )
         task = tasks.create_task(run)
         async with asyncio.timeout(DEADLINE_S):
             yield node
@@ -180,6 +183,7 @@ async def test_a_disconnected_node_hears_what_was_said_before_and_comes_back(aut
 async def test_a_node_that_outruns_its_stream_reconnects(authority, server, recorder) -> None:
     async with running(server.control_address, authority.enrol("n1", "node", NOW_NS)) as node:
         await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
+        await node.up.wait()
         sent = [node.client.send(Heartbeat("n1", (), ())) for _ in range(QUICK.outbound_messages + 1)]
         assert sent == [True] * QUICK.outbound_messages + [False]
         assert await node.reasons.get() == "the coordinator reads too slowly"
