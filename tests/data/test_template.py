@@ -12,7 +12,8 @@ from medley.data.template import PLAIN, prompt_tokens, tokens_of, windows
 from medley.models.tokenizer import train_tokenizer
 from medley.protocol.errors import UserError
 
-WORDS = "a cold is a mild illness of the nose and throat that passes by itself within a week or two".split()
+TEXT = "a cold is a mild illness of the nose and throat that passes by itself within a week or two"
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,9 @@ def read_medquad(data: Data) -> Iterator[Example]:
 
     An empty path downloads the collection once.
     """
-    root = (
-        Path(data.path).expanduser() if data.path else download(Path.home() / ".cache" / "medley" / "medquad")
-    )
+    root = Path(data.path).expanduser() if data.path else download(Path.home() / ".cache" / "medley" / "medquad")
     if not root.is_dir():
-        raise UserError(
-            f"data.path '{data.path}' is no directory; expected a clone of the MedQuAD repository"
-        )
+        raise UserError(f"data.path '{data.path}' is no directory; expected a clone of the MedQuAD repository")
     for path in sorted(root.rglob("*.xml")):
         yield from _pairs(path, path.relative_to(root).as_posix())
 
@@ -72,9 +68,7 @@ def parse(path: Path, name: str) -> Element:
         parser.Parse(path.read_bytes(), True)
         return builder.close()
     except expat.ExpatError as error:
-        raise UserError(
-            f"{name} line {error.lineno}: not valid XML ({expat.ErrorString(error.code)})"
-        ) from error
+        raise UserError(f"{name} line {error.lineno}: not valid XML ({expat.ErrorString(error.code)})") from error
     except _Doctype as error:
         raise UserError(f"{name}: declares a document type, which no MedQuAD file does") from error
 
@@ -97,9 +91,7 @@ def download(directory: Path) -> Path:
     except (urllib.error.URLError, OSError) as error:
         raise UserError(f"MedQuAD could not be downloaded ({error}); clone it and give data.path") from error
     if len(archive) > MAX_ARCHIVE_NBYTES:
-        raise UserError(
-            f"the archive at {ARCHIVE} is larger than {MAX_ARCHIVE_NBYTES} bytes; clone it instead"
-        )
+        raise UserError(f"the archive at {ARCHIVE} is larger than {MAX_ARCHIVE_NBYTES} bytes; clone it instead")
     unpack(archive, directory)
     return directory
 

@@ -43,9 +43,7 @@ def prepare(data: Data, seed: int, directory: Path) -> Prepared:
     """Read, split and write `data` to `directory` (replaced if it exists). Raises `UserError`."""
     train, heldout = split(read(data), data.heldout_fraction, seed, keep=_checked_groups(data))
     if not train:
-        raise UserError(
-            f"nothing is left to train on once data.heldout_fraction {data.heldout_fraction} is held out"
-        )
+        raise UserError(f"nothing is left to train on once data.heldout_fraction {data.heldout_fraction} is held out")
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -61,9 +61,7 @@ def _line(lines: Any, where: str) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: the text is not UTF-8 ({error.reason})") from error
     if len(line) > MAX_LINE_NBYTES:
-        raise UserError(
-            f"{where}: the line is longer than {MAX_LINE_NBYTES} bytes; one JSON object a line is expected"
-        )
+        raise UserError(f"{where}: the line is longer than {MAX_LINE_NBYTES} bytes; one JSON object a line is expected")
     return line
 
 
@@ -85,9 +83,7 @@ def _csv(data: Data) -> Iterator[Example]:
             for row in rows:
                 yield _row(data, row, f"{path.name} line {rows.line_num}", f"{path.stem}/{rows.line_num}")
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path.name} after line {rows.line_num}: not readable as CSV ({error})"
-            ) from error
+            raise UserError(f"{path.name} after line {rows.line_num}: not readable as CSV ({error})") from error
 
 
 def _parquet(data: Data) -> Iterator[Example]:
@@ -115,9 +111,7 @@ def _hub(data: Data) -> Iterator[Example]:
         for number, row in enumerate(rows, 1):
             yield _row(data, row, f"{data.path} row {number}", f"{data.path}/{number}")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"data.path '{data.path}' could not be read from the hub ({_first_line(error)})"
-        ) from error
+        raise UserError(f"data.path '{data.path}' could not be read from the hub ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -137,9 +131,7 @@ def existing_file(data: Data) -> Path:
 def _row(data: Data, row: dict[str, Any], where: str, row_id: str) -> Example:
     question, answer = _field(row, data.question, where), _field(row, data.answer, where)
     group = row.get(data.group)
-    return Example(
-        row_id, str(group if group not in (None, "") else question).strip().lower(), question, answer
-    )
+    return Example(row_id, str(group if group not in (None, "") else question).strip().lower(), question, answer)
 
 
 def _field(row: dict[str, Any], name: str, where: str) -> str:

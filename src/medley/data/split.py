@@ -21,9 +21,7 @@ def split(
     Groups in `keep` are always trained. Raises `UserError` for a fraction outside [0, 1).
     """
     if not 0.0 <= fraction < 1.0:
-        raise UserError(
-            f"data.heldout_fraction is {fraction}; a fraction from 0 up to, not including, 1 is expected"
-        )
+        raise UserError(f"data.heldout_fraction is {fraction}; a fraction from 0 up to, not including, 1 is expected")
     held = _held({e.group for e in examples} - set(keep), fraction, seed, spare=not keep)
     return [e for e in examples if e.group not in held], [e for e in examples if e.group in held]
 

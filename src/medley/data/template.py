@@ -61,9 +61,7 @@ def shortened(prompt: Sequence[int], limit: int) -> Sequence[int]:
     return (*prompt[: limit - tail], *prompt[len(prompt) - tail :])
 
 
-def tokens_of(
-    tokenizer: Any, question: str, answer: str, template: str = "auto"
-) -> tuple[list[int], list[int]]:
+def tokens_of(tokenizer: Any, question: str, answer: str, template: str = "auto") -> tuple[list[int], list[int]]:
     """(prompt tokens, answer tokens with the end mark)."""
     prompt_text, answer_text = _texts(tokenizer, question, answer, template)
     prompt, learned = _ids(tokenizer, prompt_text), _ids(tokenizer, answer_text)

@@ -35,9 +35,7 @@ CACHED_TOKENS = 1_000_000
 class CausalLMTask(Task):
     """`tokenizer` is a directory or a hub name; `dtype` is what the network computes in."""
 
-    def __init__(
-        self, spec: JobSpec, prepared: Prepared, tokenizer: Any, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, spec: JobSpec, prepared: Prepared, tokenizer: Any, dtype: torch.dtype = torch.float32) -> None:
         self.spec = spec
         self.prepared = prepared
         self.tokenizer = tokenizer
@@ -68,8 +66,7 @@ class CausalLMTask(Task):
     def collate(self, rows: list[Row]) -> Batch:
         made = arrays(rows)
         tokens, positions, segments, labels = (
-            torch.from_numpy(a).to(self.device)
-            for a in (made.tokens, made.positions, made.segments, made.labels)
+            torch.from_numpy(a).to(self.device) for a in (made.tokens, made.positions, made.segments, made.labels)
         )
         return Batch(tokens, positions, labels, segment_mask(segments), int((made.segments > 0).sum()))
 
@@ -124,8 +121,6 @@ def prepare_tokenizer(spec: JobSpec, prepared: Prepared, directory: Path) -> Any
     return tokenizer
 
 
-def open_causal_lm(
-    spec: JobSpec, data: Path, tokenizer: Path, dtype: torch.dtype = torch.float32
-) -> CausalLMTask:
+def open_causal_lm(spec: JobSpec, data: Path, tokenizer: Path, dtype: torch.dtype = torch.float32) -> CausalLMTask:
     """The task from its two shipped directories."""
     return CausalLMTask(spec, open_prepared(data), load_tokenizer(tokenizer), dtype)

@@ -22,9 +22,7 @@ class FlatParameters:
     def __init__(self, network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
         self._trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         if not self._trained:
-            raise UserError(
-                "the model has no parameter that requires a gradient, so there is nothing to train"
-            )
+            raise UserError("the model has no parameter that requires a gradient, so there is nothing to train")
         self.initial = torch.cat([p.detach().flatten().float().cpu() for _, p in self._trained])
         cast_parameters(network, dtype).to(device)
         self.values = torch.empty(self.initial.numel(), dtype=dtype, device=device)

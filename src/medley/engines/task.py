@@ -12,6 +12,7 @@ Leaves to others: leases, optimisers, precision, everything distributed.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,15 @@ class Task:
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what was trained: `model.safetensors` here, a Hugging Face directory for language models."""
-        from safetensors.torch import save_model
+        from safetensors.torch import save_file
 
         directory.mkdir(parents=True, exist_ok=True)
-        save_model(model, str(directory / "model.safetensors"))
+        # Copies, because trained tensors are views into one vector.
+        state = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
+        }
+        save_file(state, str(directory / "model.safetensors"))
 
 
 def load_task(path: str, options: Options, allow_code: bool) -> Task:
@@ -89,14 +95,20 @@ def load_task(path: str, options: Options, allow_code: bool) -> Task:
     if not (module_name and colon and class_name):
         raise UserError(f"task '{path}' is not of the form 'module:Class'")
     if not allow_code:
-        raise UserError(
-            f"task '{path}' is a person's own code, and this machine runs none; join with --allow-code"
-        )
-    made = _class(path, module_name, class_name)(**options)
+        raise UserError(f"task '{path}' is a person's own code, and this machine runs none; join with --allow-code")
+    made = _made(path, _class(path, module_name, class_name), options)
     missing = [name for name in ("model", "dataset", "loss") if not callable(getattr(made, name, None))]
     if missing:
         raise UserError(f"task '{path}' has no method {missing[0]}(); subclass medley.Task")
     return made
+
+
+def _made(path: str, found: Any, options: Options) -> Any:
+    try:
+        inspect.signature(found).bind(**options)
+    except TypeError as error:
+        raise UserError(f"task_options do not fit task '{path}': {error}") from error
+    return found(**options)
 
 
 def _class(path: str, module_name: str, class_name: str) -> Any:
@@ -104,9 +116,7 @@ def _class(path: str, module_name: str, class_name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0] and error.name != module_name:
-            raise UserError(
-                f"task '{path}' needs the module '{error.name}', which is not installed here"
-            ) from error
+            raise UserError(f"task '{path}' needs the module '{error.name}', which is not installed here") from error
         raise UserError(f"task '{path}': no module '{module_name}' is installed on this machine") from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):

@@ -29,8 +29,5 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(
-        features.get("avx512_bf16")
-        or features.get("amx_bf16")
-        or features.get("amx_tile")
-        or features.get("bf16")
+        features.get("avx512_bf16") or features.get("amx_bf16") or features.get("amx_tile") or features.get("bf16")
     )

@@ -105,9 +105,7 @@ def _stored(base: str, dtype: torch.dtype) -> Any:
             base, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.base '{base}' could not be loaded as safetensors ({_first_line(error)})"
-        ) from error
+        raise UserError(f"model.base '{base}' could not be loaded as safetensors ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -119,8 +117,7 @@ def check_context(model: Model, config: Any) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest and model.context_tokens > longest:
         raise UserError(
-            f"model.context_tokens is {model.context_tokens}, but '{model.base}' knows {longest} positions; "
-            "lower it"
+            f"model.context_tokens is {model.context_tokens}, but '{model.base}' knows {longest} positions; lower it"
         )
 
 

@@ -33,18 +33,12 @@ def add_lora(network: Any, lora: Lora) -> Any:
         return get_peft_model(network, config, autocast_adapter_dtype=False)
     except ValueError as error:
         names = ", ".join(linear_names(network))
-        raise UserError(
-            f"model.lora.targets {list(lora.targets)} are not in the model; allowed: {names}"
-        ) from error
+        raise UserError(f"model.lora.targets {list(lora.targets)} are not in the model; allowed: {names}") from error
 
 
 def linear_names(network: nn.Module) -> list[str]:
     """Last name parts of every linear layer inside the blocks; the head is none of them."""
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, m in network.named_modules()
-        if isinstance(m, nn.Linear) and "." in name
-    }
+    names = {name.rsplit(".", 1)[-1] for name, m in network.named_modules() if isinstance(m, nn.Linear) and "." in name}
     return sorted(names - {"lm_head"})
 
 

@@ -65,9 +65,7 @@ def token_losses(network: Any, batch: Batch) -> tuple[Tensor, int, Tensor]:
     labels = batch.labels.flatten()
     where = (labels != IGNORED).nonzero().squeeze(1)
     hidden_ND = hidden_states(network, batch).flatten(0, 1).index_select(0, where)
-    total, correct = head_loss(
-        plain(network).get_output_embeddings(), hidden_ND, labels.index_select(0, where)
-    )
+    total, correct = head_loss(plain(network).get_output_embeddings(), hidden_ND, labels.index_select(0, where))
     return total, int(where.numel()), correct
 
 

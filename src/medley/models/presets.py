@@ -57,11 +57,7 @@ def parameters(shape: Preset, vocab_size: int) -> int:
     vocab = shape.vocab_size or vocab_size
     per_layer = _llama_layer(shape) if shape.family == "llama" else _opt_layer(shape)
     embeddings = vocab * shape.hidden * (1 if shape.tied else 2)
-    extra = (
-        shape.hidden
-        if shape.family == "llama"
-        else 2 * shape.hidden + (shape.context_tokens + 2) * shape.hidden
-    )
+    extra = shape.hidden if shape.family == "llama" else 2 * shape.hidden + (shape.context_tokens + 2) * shape.hidden
     return embeddings + shape.layers * per_layer + extra
 
 

@@ -21,17 +21,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, directory: Path, context_tokens: int = 1024
-) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path, context_tokens: int = 1024) -> Any:
     """Train a byte-level BPE of at most `vocab_size` entries and save it. Same texts, same tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     if vocab_size < BYTES + len(SPECIAL):
-        raise UserError(
-            f"model.vocab_size is {vocab_size}; at least {BYTES + len(SPECIAL)} is needed for all bytes"
-        )
+        raise UserError(f"model.vocab_size is {vocab_size}; at least {BYTES + len(SPECIAL)} is needed for all bytes")
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
