@@ -99,9 +99,7 @@ def test_a_damaged_message_is_refused_or_is_a_message(data: st.DataObject) -> No
 
 
 def test_nan_passes_through() -> None:
-    message = UpdateReady(
-        "j", 1, "n.b.1", (1,), 4, 3, 1.0, math.nan, math.inf, 1, 1, 0.1, 1, -math.inf, False
-    )
+    message = UpdateReady("j", 1, "n.b.1", (1,), 4, 3, 1.0, math.nan, math.inf, 1, 1, 0.1, 1, -math.inf, False)
     back = wire.decode(wire.encode(message)).message
     assert math.isnan(back.loss_sum)
     assert (back.correct, back.residual_norm) == (math.inf, -math.inf)
@@ -195,9 +193,7 @@ def test_the_committed_contract_is_up_to_date(make_proto: ModuleType) -> None:
     assert committed[make_proto.PROTO] == proto, "run tools/make_proto.py"
     if "grpc_tools" in sys.modules or importlib.util.find_spec("grpc_tools"):
         made = make_proto.generate()[make_proto.PB2]
-        assert _without_version(made) == _without_version(committed[make_proto.PB2]), (
-            "run tools/make_proto.py"
-        )
+        assert _without_version(made) == _without_version(committed[make_proto.PB2]), "run tools/make_proto.py"
 
 
 def _without_version(text: str) -> str:
