@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import json
 import multiprocessing
@@ -56,9 +57,7 @@ class Echo:
 def serve_plane(pipe: Connection, nbytes: int, server: Curve | None, client: Curve | None) -> None:
     async def main() -> None:
         allowed = {client.public_key} if client else set()
-        plane = await TensorPlane.open(
-            "127.0.0.1", identity=server, allow=allowed.__contains__, handler=Echo(nbytes)
-        )
+        plane = await TensorPlane.open("127.0.0.1", identity=server, allow=allowed.__contains__, handler=Echo(nbytes))
         pipe.send(plane.endpoint)
         await asyncio.to_thread(pipe.recv)
         await plane.close()
@@ -135,6 +134,7 @@ def serve_raw(pipe: Connection, nbytes: int, server: Curve | None, client: Curve
 
 class RawClient:
     def __init__(self, endpoint: str, server: Curve | None, client: Curve | None) -> None:
+        keep_freed_chunks()
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         if server and client:
@@ -247,11 +247,14 @@ def throw_away_certificate() -> tuple[bytes, bytes]:
 # -- measuring -----------------------------------------------------------------------------------------
 
 
-def started(context: Any, target: Any, *args: Any) -> tuple[Any, Connection, str]:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *args), daemon=True)
-    process.start()
-    return process, ours, ours.recv()
+def drive(pipe: Connection, nbytes: int, make: Any, *args: Any) -> None:
+    """The client's process: move the object on command and answer with bytes per second."""
+    contender = make(*args)
+    data, into = memoryview(os.urandom(nbytes)), memoryview(bytearray(nbytes))
+    pipe.send("ready")
+    while (word := pipe.recv()) != "stop":
+        pipe.send(timed(contender.push, data) if word == "push" else timed(contender.pull, into))
+    contender.close()
 
 
 def timed(call: Any, argument: memoryview) -> float:
@@ -260,33 +263,52 @@ def timed(call: Any, argument: memoryview) -> float:
     return argument.nbytes / (time.perf_counter() - started_at)
 
 
+class Contender:
+    """A server and a client, each in a process of its own."""
+
+    def __init__(self, serve: Any, client: Any, nbytes: int, server_args: list[Any], client_args: list[Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.ends: list[tuple[Any, Connection]] = []
+        endpoint = self._start(context, serve, nbytes, *server_args)
+        self._start(context, drive, nbytes, client, endpoint, *client_args)
+
+    def _start(self, context: Any, target: Any, *args: Any) -> Any:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=target, args=(theirs, *args), daemon=True)
+        process.start()
+        self.ends.append((process, ours))
+        return ours.recv()
+
+    def run(self, way: str) -> float:
+        pipe = self.ends[1][1]
+        pipe.send(way)
+        return pipe.recv()
+
+    def stop(self) -> None:
+        for process, pipe in reversed(self.ends):
+            with contextlib.suppress(BrokenPipeError):  # the raw server ends with its client
+                pipe.send("stop")
+            process.join(10)
+
+
 def measure(nbytes: int, rounds: int, encrypted: bool) -> dict[str, Any]:
     """Median bytes per second of each contender and direction, over interleaved rounds after one to warm up."""
-    context = multiprocessing.get_context("spawn")
-    server, client = (Curve.generate(), Curve.generate()) if encrypted else (None, None)
-    certificate = throw_away_certificate() if encrypted else None
-    plane = started(context, serve_plane, nbytes, server, client)
-    raw = started(context, serve_raw, nbytes, server, client)
-    rpc = started(context, serve_grpc, nbytes, certificate)
+    keys = [Curve.generate(), Curve.generate()] if encrypted else [None, None]
+    certificate = [throw_away_certificate() if encrypted else None]
     contenders = {
-        "plane": PlaneClient(plane[2], server, client),
-        "raw_zmq": RawClient(raw[2], server, client),
-        "grpc": GrpcClient(rpc[2], certificate),
+        "plane": Contender(serve_plane, PlaneClient, nbytes, keys, keys),
+        "raw_zmq": Contender(serve_raw, RawClient, nbytes, keys, keys),
+        "grpc": Contender(serve_grpc, GrpcClient, nbytes, certificate, certificate),
     }
-    data, into = memoryview(os.urandom(nbytes)), memoryview(bytearray(nbytes))
     speeds: dict[str, dict[str, list[float]]] = {name: {"push": [], "pull": []} for name in contenders}
     for round_ in range(rounds + 1):
         for name, contender in contenders.items():
-            push, pull = timed(contender.push, data), timed(contender.pull, into)
-            if round_:
-                speeds[name]["push"].append(push)
-                speeds[name]["pull"].append(pull)
+            for way in ("push", "pull"):
+                speed = contender.run(way)
+                if round_:
+                    speeds[name][way].append(speed)
     for contender in contenders.values():
-        contender.close()
-    for process, pipe, _ in (plane, rpc):
-        pipe.send("stop")
-        process.join(10)
-    raw[0].join(10)
+        contender.stop()
     return summary(speeds)
 
 

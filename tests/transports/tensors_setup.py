@@ -6,8 +6,18 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 
-from medley.transports.tensors import Accept, Already, Header, Kind, Limits, Peer, Refuse, Source, TensorPlane
-from medley.transports.tensors import digest_of
+from medley.transports.tensors import (
+    Accept,
+    Already,
+    Header,
+    Kind,
+    Limits,
+    Peer,
+    Refuse,
+    Source,
+    TensorPlane,
+    digest_of,
+)
 
 FAST = Limits(floor_s=10.0, heartbeat_s=0.5)
 
@@ -50,9 +60,7 @@ class Shelf:
 
 
 def header_of(name: str, *buffers: bytes) -> Header:
-    return Header(
-        kind=Kind.UPDATE, run="r1", name=name, nbytes=sum(map(len, buffers)), digest=digest_of(buffers)
-    )
+    return Header(kind=Kind.UPDATE, run="r1", name=name, nbytes=sum(map(len, buffers)), digest=digest_of(buffers))
 
 
 def ask_for(name: str) -> Header:

@@ -11,11 +11,11 @@ import pytest
 import xxhash
 import zmq
 import zmq.asyncio
+from tests.transports.tensors_setup import FAST, Shelf, ask_for, header_of, peer_of
+from tests.waiting import until_async
 
 from medley.transports.tensors import Limits, TensorPlane
 from medley.transports.tensors.wire import Flag, Frame, Type, decode_frame, encode_header
-from tests.transports.tensors_setup import FAST, Shelf, ask_for, header_of, peer_of
-from tests.waiting import until_async
 
 DATA = bytes(range(256)) * 40
 
@@ -79,7 +79,9 @@ async def test_noise_in_any_number_of_frames(scene: Scene) -> None:
     dice = random.Random(7)
     for _ in range(100):
         count = dice.randint(1, 5)
-        await scene.raw.socket.send_multipart([dice.randbytes(dice.choice([0, 1, 63, 64, 65, 500])) for _ in range(count)])
+        await scene.raw.socket.send_multipart(
+            [dice.randbytes(dice.choice([0, 1, 63, 64, 65, 500])) for _ in range(count)]
+        )
     await scene.counted("frames_refused", 100)
     await scene.still_works()
 

@@ -7,11 +7,11 @@ import os
 from collections.abc import Awaitable
 
 import pytest
+from tests.transports.tensors_setup import FAST, Shelf, ask_for, header_of, peer_of
+from tests.waiting import until_async
 
 from medley.protocol.errors import Unavailable, UserError
 from medley.transports.tensors import Curve, Header, Kind, Limits, Peer, Refuse, Refused, TensorPlane, digest_of
-from tests.transports.tensors_setup import FAST, Shelf, ask_for, header_of, peer_of
-from tests.waiting import until_async
 
 ODD = os.urandom(3_000_017)
 

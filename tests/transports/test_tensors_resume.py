@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from medley.transports.tensors import Curve, Limits, Peer, TensorPlane
 from tests.transports.tensors_setup import Shelf, ask_for, header_of
 from tests.waiting import until_async
+
+from medley.transports.tensors import Curve, Limits, Peer, TensorPlane
 
 NBYTES = 8 * 1024 * 1024
 DATA = os.urandom(NBYTES)
@@ -64,7 +64,9 @@ async def test_a_dropped_connection_costs_little(way: str, keys: bool) -> None:
     shelf = Shelf(stock={"b": [DATA]})
     near, far = (Curve.generate(), Curve.generate()) if keys else (None, None)
     async with (
-        await TensorPlane.open("127.0.0.1", identity=far, limits=LIMITS, allow=lambda key: True, handler=shelf) as server,
+        await TensorPlane.open(
+            "127.0.0.1", identity=far, limits=LIMITS, allow=lambda key: True, handler=shelf
+        ) as server,
         await TensorPlane.open("127.0.0.1", identity=near, limits=LIMITS, handler=Shelf()) as client,
         Cable(server.endpoint, NBYTES * 9 // 10, upstream=way == "put") as cable,
     ):

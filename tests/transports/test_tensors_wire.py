@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -66,10 +68,8 @@ def test_a_header_survives_the_wire(header: Header) -> None:
 
 @given(st.binary(max_size=300))
 def test_garbage_bodies_decode_to_a_header_or_a_frame_error(body: bytes) -> None:
-    try:
+    with contextlib.suppress(FrameError):
         assert isinstance(decode_header(body), Header)
-    except FrameError:
-        pass
 
 
 @pytest.mark.parametrize(

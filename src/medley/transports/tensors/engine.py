@@ -41,6 +41,7 @@ TICK_S = 0.25
 BLOCKED_TICK_S = 0.002
 BATCH_FRAMES = 16
 IDLE_LINK_S = 60.0
+FAULTS_MAX = 100
 Ask = Callable[[Callable[[], Awaitable[Any]], Callable[[Any], None]], None]
 
 
@@ -58,14 +59,13 @@ class Engine:
         handler: Handler,
         ask: Ask,
         tell: Callable[[Callable[[], None]], None],
+        ended: Callable[[], None],
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._identity, self._allow, self._limits, self._handler = identity, allow, limits, handler
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dirty: dict[Transfer, None] = {}
-        self._host = Host(
-            limits, self.counters, lambda work, then: self._ask(ask, work, then), tell, self._mark
-        )
+        self._host = Host(limits, self.counters, lambda work, then: self._ask(ask, work, then), tell, self._mark)
         self._commands: deque[Callable[[float], None]] = deque()
         self._inbound: dict[bytes, Link] = {}
         self._dialled: dict[Peer, Dialled] = {}
@@ -75,6 +75,7 @@ class Engine:
         self._wake_lock = threading.Lock()
         self._next_transfer = 1
         self._asking = 0
+        self._tell, self._ended = tell, ended
         self._running = True
         self._next_tick = 0.0
         self._thread = threading.Thread(target=self._run, name="medley-tensors", daemon=True)
@@ -115,6 +116,10 @@ class Engine:
                 # Again means that enough wake-ups are under way already
                 with contextlib.suppress(zmq.Again):
                     self._wake_out.send(b"", zmq.DONTWAIT)
+
+    @property
+    def running(self) -> bool:
+        return self._running
 
     def stop(self) -> None:
         self.post(self._stop)
@@ -158,11 +163,22 @@ class Engine:
     # -- the loop ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        """The outermost edge of the thread: a fault of ours in one turn is logged and the next turn goes on."""
         try:
             while self._running:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception:
+                    self._faulted()
         finally:
             self._end()
+
+    def _faulted(self) -> None:
+        self.counters["faults"] += 1
+        log.exception("a turn of the tensor plane failed")
+        if self.counters["faults"] >= FAULTS_MAX:
+            log.critical("the tensor plane gives up after %d faults", FAULTS_MAX)
+            self._stop(time.monotonic())
 
     def _turn(self) -> None:
         ready = self._poll()
@@ -322,9 +338,7 @@ class Engine:
             reception.attach(link, transfer, now)
             return
         if header.nbytes > limits.object_nbytes:
-            link.refuse(
-                transfer, f"{header.nbytes} bytes are more than the {limits.object_nbytes} taken here"
-            )
+            link.refuse(transfer, f"{header.nbytes} bytes are more than the {limits.object_nbytes} taken here")
             return
         taken = sum(one.header.nbytes for one in self._receptions.values())
         if taken + header.nbytes > limits.inbound_nbytes or len(self._receptions) >= limits.transfers:
@@ -339,11 +353,7 @@ class Engine:
         self._receptions.pop(name, None)
 
     def _expire_parked(self, now: float) -> None:
-        parked = [
-            one
-            for one in self._receptions.values()
-            if one.link is None and one.incoming and not one.finishing
-        ]
+        parked = [one for one in self._receptions.values() if one.link is None and one.incoming and not one.finishing]
         parked.sort(key=lambda one: one.since)
         surplus = len(parked) - self._limits.parked
         for index, reception in enumerate(parked):
@@ -465,6 +475,7 @@ class Engine:
         for dialled in self._dialled.values():
             dialled.close()
         self._context.destroy(0)
+        self._tell(self._ended)
 
 
 def _bounded(body: zmq.Frame) -> bytes:

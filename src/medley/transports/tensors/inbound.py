@@ -140,9 +140,7 @@ class Reception:
         assert self.incoming is not None and self.link is not None
         incoming = self.incoming
         most = self.host.limits.chunk_nbytes_max
-        self.link.send(
-            Frame(Type.ACCEPT, self.transfer, offset=incoming.have, total=incoming.grant(), length=most)
-        )
+        self.link.send(Frame(Type.ACCEPT, self.transfer, offset=incoming.have, total=incoming.grant(), length=most))
         if incoming.whole:
             self._finish()
 

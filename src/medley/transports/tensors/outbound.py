@@ -254,9 +254,7 @@ class Get:
         limits = self.attempt.host.limits
         self.attempt.alive(now)
         if frame.total > limits.object_nbytes:
-            self.fail(
-                Refused(f"the object has {frame.total} bytes, more than the {limits.object_nbytes} we take")
-            )
+            self.fail(Refused(f"the object has {frame.total} bytes, more than the {limits.object_nbytes} we take"))
         elif self.incoming is None:
             self.digest = digest
             total, transfer = frame.total, self.attempt.transfer

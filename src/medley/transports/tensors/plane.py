@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import zmq
 
-from medley.protocol.errors import UserError
+from medley.protocol.errors import Unavailable, UserError
 from medley.transports.tensors.contract import Buffer, Handler, Limits, Peer
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.engine import Engine
@@ -46,8 +46,15 @@ class TensorPlane:
         self._work: asyncio.Queue[tuple[Work, Then]] = asyncio.Queue()
         self._identity = identity
         self._engine = Engine(
-            identity=identity, allow=allow, limits=limits, handler=handler, ask=self._ask, tell=self._tell
+            identity=identity,
+            allow=allow,
+            limits=limits,
+            handler=handler,
+            ask=self._ask,
+            tell=self._tell,
+            ended=self._ended,
         )
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._server: asyncio.Task[None] | None = None
         self.endpoint = ""
         self.public_key = identity.public_key if identity else None
@@ -70,9 +77,7 @@ class TensorPlane:
         admits nobody. Raises `UserError` for an address that cannot be served.
         """
         if identity is None and not _is_loopback(host):
-            raise UserError(
-                f"the tensor plane serves {host} only with a CURVE identity; without one use 127.0.0.1"
-            )
+            raise UserError(f"the tensor plane serves {host} only with a CURVE identity; without one use 127.0.0.1")
         keep_freed_chunks()
         plane = cls(identity, limits or Limits(), allow, handler)
         bracketed = f"[{host}]" if ":" in host else host
@@ -98,9 +103,7 @@ class TensorPlane:
         gather = Gather(buffers)
         if gather.nbytes != header.nbytes:
             raise ValueError(f"the header says {header.nbytes} bytes, the buffers have {gather.nbytes}")
-        reply: bytes = await self._call(
-            peer, lambda attempt, answer: Put(attempt, header, gather, answer, progress)
-        )
+        reply: bytes = await self._call(peer, lambda attempt, answer: Put(attempt, header, gather, answer, progress))
         return reply
 
     async def get(self, peer: Peer, header: Header, into: Into) -> memoryview:
@@ -133,6 +136,7 @@ class TensorPlane:
             return
         self._engine.stop()
         await asyncio.to_thread(self._engine.join)
+        self._ended()
         server.cancel()
         await asyncio.wait([server])
 
@@ -147,10 +151,10 @@ class TensorPlane:
     async def _call(self, peer: Peer, make: Callable[[Attempt, Callable[[Any], None]], Call]) -> Any:
         if self._server is None:
             raise RuntimeError("the tensor plane is closed")
+        if not self._engine.running:
+            raise Unavailable("the tensor plane has ended")
         if self._identity is not None and peer.public_key is None:
-            raise UserError(
-                f"{peer.endpoint}: a plane with a CURVE identity connects only to peers whose key it knows"
-            )
+            raise UserError(f"{peer.endpoint}: a plane with a CURVE identity connects only to peers whose key it knows")
         if self._identity is None and peer.public_key is not None:
             raise UserError(f"{peer.endpoint} wants CURVE, and this plane was opened without an identity")
         if not _ENDPOINT.fullmatch(peer.endpoint):
@@ -161,12 +165,25 @@ class TensorPlane:
         def answer(value: Any) -> None:
             self._tell(lambda: _resolve(future, value))
 
-        self._engine.post(lambda now: begun.append(self._engine.call(peer, lambda at: make(at, answer), now)))
+        def begin(now: float) -> None:
+            try:
+                begun.append(self._engine.call(peer, lambda attempt: make(attempt, answer), now))
+            except zmq.ZMQError as error:
+                answer(Unavailable(f"{peer.endpoint}: {error}"))
+
+        self._waiting.add(future)
+        self._engine.post(begin)
         try:
             return await future
         except asyncio.CancelledError:
             self._engine.post(lambda now: self._engine.cancel(begun))
             raise
+        finally:
+            self._waiting.discard(future)
+
+    def _ended(self) -> None:
+        for future in list(self._waiting):
+            _resolve(future, Unavailable("the tensor plane has ended"))
 
     def _ask(self, work: Work, then: Then) -> None:
         self._tell(lambda: self._work.put_nowait((work, then)))

@@ -47,9 +47,7 @@ class Host:
     dirty: Callable[[Transfer], None]
 
 
-def incoming_of(
-    host: Host, buffer: memoryview, have: int, journal: Callable[[int, int, int], None] | None
-) -> Incoming:
+def incoming_of(host: Host, buffer: memoryview, have: int, journal: Callable[[int, int, int], None] | None) -> Incoming:
     limits = host.limits
     return Incoming(
         buffer,
