@@ -18,9 +18,7 @@ from medley.engines.sampling import Sampling, draw, logprob, uniform
 from medley.engines.text import TextStream
 from medley.protocol.errors import UserError
 
-CORPUS = [
-    "Question: What is fever?\nAnswer: A raised body temperature, often above 38 °C. Drink water 😀."
-] * 4
+CORPUS = ["Question: What is fever?\nAnswer: A raised body temperature, often above 38 °C. Drink water 😀."] * 4
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -166,9 +164,7 @@ def test_loads_an_adapter_on_its_base(tmp_path: Path) -> None:
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
-    config.write_text(
-        json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")})
-    )
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
     loaded = Generator.load(tmp_path / "adapter", "fp32")
     ids = torch.tensor([[3, 4, 5]])
     with torch.inference_mode():

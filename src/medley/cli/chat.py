@@ -19,9 +19,7 @@ Turn = dict[str, str]
 
 @click.command("chat", epilog=EPILOG)
 @click.argument("model")
-@click.option(
-    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Length of an answer."
-)
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Length of an answer.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 2),
@@ -29,9 +27,7 @@ Turn = dict[str, str]
     show_default=True,
     help="0 takes the likeliest.",
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="The same seed repeats the conversation."
-)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed repeats the conversation.")
 @click.option("--system", default="", help="What the model is told before the conversation.")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 def command(model: str, max_tokens: int, temperature: float, seed: int, system: str, dtype: str) -> None:
@@ -76,7 +72,7 @@ def _exchange(generator: Generator, opening: list[Turn], turns: list[Turn], samp
 
     assert isinstance(sampling, Sampling)
     prompt, turns = fitting(generator, opening, turns, sampling.max_tokens or 0)
-    said = []
+    said: list[str] = []
     try:
         for piece in generator.stream(Request(prompt, sampling)):
             said.append(piece.text if any(said) else piece.text.lstrip())

@@ -23,9 +23,7 @@ Examples:
 @click.argument("model")
 @click.option("--data", required=True, help="JSON lines with the fields question and answer.")
 @click.option("--limit", type=click.IntRange(1), help="Score the first so many examples only.")
-@click.option(
-    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Length of an answer."
-)
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Length of an answer.")
 @click.option(
     "--bootstrap",
     type=click.IntRange(0, 100_000),
@@ -74,9 +72,7 @@ def command(
             progress=lambda score: bar.update(1),
         )
     if report.skipped:
-        click.echo(
-            f"medley: {len(report.skipped)} questions do not fit the context and were skipped", err=True
-        )
+        click.echo(f"medley: {len(report.skipped)} questions do not fit the context and were skipped", err=True)
     _write(report, json_to)
 
 

@@ -16,12 +16,8 @@ Examples:
 @click.command("serve", epilog=EPILOG)
 @click.argument("model")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Anything but loopback needs --api-key.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one."
-)
-@click.option(
-    "--api-key", envvar="MEDLEY_API_KEY", help="What clients must send; auto makes one and prints it."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--api-key", envvar="MEDLEY_API_KEY", help="What clients must send; auto makes one and prints it.")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the address as one line of JSON.")
 def command(model: str, host: str, port: int, api_key: str | None, dtype: str, as_json: bool) -> None:
@@ -39,9 +35,7 @@ def command(model: str, host: str, port: int, api_key: str | None, dtype: str, a
         resolved, generator = open_generator(model, dtype)
         from medley.serving.api import make_app
 
-        app = Guard(
-            make_app(generator, resolved.name), key, tuple(LOCAL_NAMES) if is_loopback(host) else None
-        )
+        app = Guard(make_app(generator, resolved.name), key, tuple(LOCAL_NAMES) if is_loopback(host) else None)
         made = key if api_key == "auto" else None
         run_server(app, sock, lambda: _announce(resolved.name, url_of(sock), made, as_json))
 

@@ -120,9 +120,7 @@ class Generator:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens as text, without special tokens."""
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def token_text(self, token: int) -> str:
         """One token as text, special ones included; may be a part of a character."""
@@ -226,9 +224,7 @@ class Generator:
             return 0.0, 0
         ids_1S = torch.tensor([ids], device=self.model.device)
         logits_1SV = self.model(input_ids=ids_1S, use_cache=False, logits_to_keep=scored + 1).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits_1SV[0, :-1].float(), ids_1S[0, -scored:], reduction="sum"
-        )
+        loss = torch.nn.functional.cross_entropy(logits_1SV[0, :-1].float(), ids_1S[0, -scored:], reduction="sum")
         return float(loss), scored
 
 
@@ -249,11 +245,7 @@ def _by_template(tokenizer: Any, turns: Sequence[Message]) -> str:
     from jinja2.exceptions import TemplateError
 
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(t) for t in turns], tokenize=False, add_generation_prompt=True
-            )
-        )
+        return str(tokenizer.apply_chat_template([dict(t) for t in turns], tokenize=False, add_generation_prompt=True))
     except TemplateError as error:
         raise UserError(f"the model's chat template refuses this conversation: {error}") from error
 
@@ -303,9 +295,7 @@ def _load(directory: Path, dtype_name: str) -> tuple[Any, Any]:
 
 def _base_of(adapter: Path) -> str:
     """The model an adapter was trained on: a directory (relative ones start at the adapter) or a hub name."""
-    base = str(
-        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    )
+    base = str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
     return str(adapter / base) if (adapter / base).is_dir() else base
 
 

@@ -1,9 +1,10 @@
-"""How the next token is chosen from one row of logits: greedy, temperature, top-k, top-p, and its log-probabilities.
+"""How the next token is chosen from one row of logits: greedy, temperature, top-k, top-p, and its
+log-probabilities.
 
 Numpy only, so that a front end can hold the options (and later the sampler) without torch. The generator is
-counter-based (Philox; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), keyed by (seed, choice)
-and counted by the token's absolute position: whoever samples position p again, after a death or on another machine,
-draws the same number.
+counter-based (Philox; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), keyed by
+(seed, choice) and counted by the token's absolute position: whoever samples position p again, after a death
+or on another machine, draws the same number.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One sampled token with its natural log-probability before temperature, and the likeliest alternatives."""
+    """One sampled token with its natural log-probability before temperature, and the likeliest
+    alternatives.
+    """
 
     token: int
     logprob: float

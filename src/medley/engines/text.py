@@ -1,7 +1,8 @@
 """From token ids to pieces of text that can be sent at once.
 
-A piece never ends inside a UTF-8 character, never shows the beginning of a stop string, and the pieces joined are what
-decoding all tokens at once gives. Knows nothing of models; the tokenizer comes in as a function from ids to text.
+A piece never ends inside a UTF-8 character, never shows the beginning of a stop string, and the pieces
+joined are what decoding all tokens at once gives. Knows nothing of models; the tokenizer comes in as a
+function from ids to text.
 """
 
 from __future__ import annotations

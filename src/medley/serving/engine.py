@@ -12,6 +12,7 @@ import contextlib
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,9 @@ ACTIVE_MAX = 8  # sequences with a cache at once
 
 Event = tuple[int, "Piece"] | MedleyError
 log = logging.getLogger(__name__)
+
+
+STOPPING = "the server is stopping"
 
 
 class Overloaded(MedleyError):
@@ -88,6 +92,9 @@ class Ticket:
             self.cancel()
 
 
+Turn = tuple[Ticket, int, "Iterator[Piece]"]  # one sequence: whose it is, which choice, and its next pieces
+
+
 class Engine:
     """Start with `start`, end with `close`; `submit` from a running event loop."""
 
@@ -117,7 +124,7 @@ class Engine:
     def submit(self, requests: Sequence[Request]) -> Ticket:
         """Raises Overloaded when the queue is full and Stopping after `close`."""
         if not self.alive:
-            raise Stopping("the server is stopping")
+            raise Stopping(STOPPING)
         ticket = Ticket(requests)
         try:
             self._waiting.put_nowait(ticket)
@@ -126,28 +133,32 @@ class Engine:
         return ticket
 
     def _run(self) -> None:
-        active: list[tuple[Ticket, int, Iterator[Piece]]] = []
+        active: list[Turn] = []
+        admitted: deque[Turn] = deque()  # of the ticket taken last: its sequences may exceed the free places
         while not self._closing.is_set():
-            self._admit(active)
+            self._admit(active, admitted)
             active = [turn for turn in active if _advance(*turn)]
             self.active = len(active)
+        self.active = 0
+        for ticket, _, _ in [*active, *admitted]:
+            ticket.deliver(Stopping(STOPPING))
         while not self._waiting.empty():
-            ticket = self._waiting.get_nowait()
-            if ticket is not None:
-                ticket.deliver(Stopping("the server is stopping"))
-        for ticket, _, _ in active:
-            ticket.deliver(Stopping("the server is stopping"))
+            waiting = self._waiting.get_nowait()
+            if waiting is not None:
+                waiting.deliver(Stopping(STOPPING))
 
-    def _admit(self, active: list[tuple[Ticket, int, Iterator[Piece]]]) -> None:
-        """Fills free places from the queue; waits for work only when there is none."""
+    def _admit(self, active: list[Turn], admitted: deque[Turn]) -> None:
+        """Fills free places, from the queue too; waits for work only when there is none."""
         while len(active) < self._active_max:
-            try:
-                ticket = self._waiting.get(block=not active)
-            except queue.Empty:
-                return
-            if ticket is None:
-                return
-            active.extend((ticket, i, self._generator.stream(r)) for i, r in enumerate(ticket.requests))
+            if not admitted:
+                try:
+                    ticket = self._waiting.get(block=not active)
+                except queue.Empty:
+                    return
+                if ticket is None:
+                    return
+                admitted.extend((ticket, i, self._generator.stream(r)) for i, r in enumerate(ticket.requests))
+            active.append(admitted.popleft())
 
 
 def _advance(ticket: Ticket, choice: int, pieces: Iterator[Piece]) -> bool:
