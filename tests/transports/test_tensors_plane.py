@@ -168,12 +168,31 @@ async def test_nobody_there_is_unavailable(way: str) -> None:
 
 async def test_a_slow_handler_is_waited_for_but_not_for_ever() -> None:
     limits = Limits(floor_s=0.5, slack_s=0.1, wait_s=1.5)
-    async with Pair(keys=False, limits=limits) as pair:
+    async with Pair(keys=False, limits=limits, server_limits=FAST) as pair:
         pair.theirs.gate = asyncio.Event()
         with pytest.raises(Unavailable, match="kept waiting"):
             await pair.put("a", ODD)
         pair.theirs.gate.set()
         await until_async(lambda: "a" in pair.theirs.arrived)
+
+
+async def test_a_handler_that_never_answers_is_a_refusal_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    async with Pair(keys=False, server_limits=Limits(wait_s=0.3)) as pair:
+        pair.theirs.gate = asyncio.Event()
+        with pytest.raises(Refused, match="failed to take"):
+            await pair.put("a", ODD)
+    assert "TimeoutError" in caplog.text
+
+
+async def test_an_admission_that_fails_admits_nobody_and_blocks_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async with Pair(keys=True) as pair:
+        admitted, pair.admitted = pair.admitted, None  # type: ignore[assignment]
+        async with asyncio.TaskGroup() as group:
+            put = group.create_task(pair.put("a", ODD))
+            await until_async(lambda: pair.server.counters()["handshakes_refused"] >= 1)
+            pair.admitted = admitted
+        assert put.result() == b"thanks for a"
+    assert "admitted failed" in caplog.text
 
 
 async def test_a_key_that_is_not_admitted_is_refused_until_it_is() -> None:

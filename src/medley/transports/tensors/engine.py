@@ -410,9 +410,14 @@ class Engine:
         used = {call.attempt.dialled.peer for call in self._calls}
         for peer, dialled in list(self._dialled.items()):
             dialled.link.flush()
+            silent, dialled.suspect = dialled.suspect and now - dialled.link.heard_at, False
             if dialled.remake_at is not None and now >= dialled.remake_at and not dialled.up:
                 self._remake(dialled)
-            elif dialled.link.lost or (peer not in used and now - dialled.link.heard_at > IDLE_LINK_S):
+            elif (
+                dialled.link.lost
+                or silent > self._limits.floor_s
+                or (peer not in used and now - dialled.link.heard_at > IDLE_LINK_S)
+            ):
                 self._lose_dialled(dialled, now)
                 self._remake(dialled) if peer in used else self._dialled.pop(peer).close()
 
@@ -444,7 +449,13 @@ class Engine:
             return
 
     def _admits(self, key: bytes) -> bool:
-        return key not in self._revoked and self._allow is not None and self._allow(key)
+        if key in self._revoked or self._allow is None:
+            return False
+        try:
+            return self._allow(key)
+        except Exception:  # the caller's code; a request without an answer would block every later one
+            log.exception("asking whether a key is admitted failed")
+            return False
 
     def _ask(self, ask: Ask, work: Callable[[], Awaitable[Any]], then: Callable[[Any, float], None]) -> None:
         self._asking += 1

@@ -99,7 +99,7 @@ def bound(socket: zmq.Socket[bytes], limits: Limits) -> None:
     socket.heartbeat_timeout = int(limits.silence_s * 1000)
     socket.heartbeat_ttl = int(limits.silence_s * 1000)
     socket.sndhwm = 256
-    socket.rcvhwm = 256
+    socket.rcvhwm = 64
     socket.tcp_keepalive = 1
     socket.tcp_keepalive_idle = max(1, int(limits.silence_s))
     socket.backlog = 128
@@ -115,6 +115,7 @@ class Dialled:
     up: bool = False
     remake_at: float | None = None
     failures: int = 0
+    suspect: bool = False
     why: str = "it does not answer"
 
     def close(self) -> None:

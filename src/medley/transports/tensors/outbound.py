@@ -66,6 +66,7 @@ class Attempt:
         limits = self.host.limits
         patience = self.dialled.link.pace.patience_s(in_flight, limits.floor_s, limits.slack_s)
         if now - self.alive_at > patience:
+            self.dialled.suspect = True
             return f"no progress for {patience:.1f} s: {self.dialled.why}"
         if now - self.progress_at > limits.wait_s:
             return f"kept waiting for {limits.wait_s:.0f} s"

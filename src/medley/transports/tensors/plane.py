@@ -45,6 +45,7 @@ class TensorPlane:
         self._loop = asyncio.get_running_loop()
         self._work: asyncio.Queue[tuple[Work, Then]] = asyncio.Queue()
         self._identity = identity
+        self._wait_s = limits.wait_s
         self._engine = Engine(
             identity=identity,
             allow=allow,
@@ -197,13 +198,17 @@ class TensorPlane:
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
             while True:
-                group.create_task(_answer(*await self._work.get()))
+                group.create_task(_answer(*await self._work.get(), self._wait_s))
 
 
-async def _answer(work: Work, then: Then) -> None:
+async def _answer(work: Work, then: Then, wait_s: float) -> None:
     """The outermost edge around the handler: what it raises becomes an answer, never the end of the plane."""
     try:
-        answer = await work()
+        async with asyncio.timeout(wait_s):
+            answer = await work()
+    except asyncio.CancelledError as error:
+        then(Unavailable(f"the handler was cancelled: {error}"))
+        raise
     except Exception as error:
         log.exception("the tensor handler failed")
         answer = error
