@@ -12,8 +12,10 @@ import pytest
 from tests.serving.conftest import CONTEXT, Served
 from tests.waiting import until
 
+from medley.dashboard.relay import relay
 from medley.engines.generate import Generator, Request
 from medley.engines.sampling import Sampling
+from medley.protocol.errors import Unavailable
 
 QUESTION = [{"role": "user", "content": "What is a fever?"}]
 
@@ -179,10 +181,12 @@ def test_question_longer_than_the_context(client: openai.OpenAI) -> None:
         (b"\xff\xfe", "application/json", 400),
         (b"[" * 100_000, "application/json", 400),
         (b"[]", "application/json", 400),
+        (b'{"model": "tiny", "prompt": "\\ud800"}', "application/json", 400),
+        (b'{"model": "tiny", "\\uD800": 1}', "application/json", 400),
         (b"{}", "text/plain", 415),
         (b"x" * ((8 << 20) + 1), "application/json", 413),
     ],
-    ids=["syntax", "encoding", "nesting", "no object", "content type", "too large"],
+    ids=["syntax", "encoding", "nesting", "no object", "half a character", "half a name", "content type", "too large"],
 )
 def test_garbage_is_refused_and_harms_nothing(
     http: httpx.Client, client: openai.OpenAI, content: bytes, kind: str, status: int
@@ -228,3 +232,12 @@ def test_client_that_leaves_frees_its_place(served: Served, http: httpx.Client) 
         with http.stream("POST", "/v1/completions", json=body) as answer:
             next(answer.iter_lines())
     until(lambda: served.engine.active == 0, what="an idle engine")
+
+
+async def test_relay_passes_pieces_and_errors_on(served: Served, generator: Generator) -> None:
+    pieces = [piece async for piece in relay(f"{served.url}/v1", "tiny", QUESTION)]
+    assert "".join(pieces).strip() == generator.answer("What is a fever?", 1000)
+    with pytest.raises(Unavailable, match="answers as 'tiny'"):
+        [piece async for piece in relay(f"{served.url}/v1", "other", QUESTION)]
+    with pytest.raises(Unavailable, match="does not answer"):
+        [piece async for piece in relay("http://127.0.0.1:1/v1", "tiny", QUESTION)]

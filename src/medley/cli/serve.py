@@ -35,7 +35,7 @@ def command(model: str, host: str, port: int, api_key: str | None, dtype: str, a
         resolved, generator = open_generator(model, dtype)
         from medley.serving.api import make_app
 
-        app = Guard(make_app(generator, resolved.name), key, tuple(LOCAL_NAMES) if is_loopback(host) else None)
+        app = Guard(make_app(generator, resolved.name), key, (*LOCAL_NAMES, host) if is_loopback(host) else None)
         made = key if api_key == "auto" else None
         run_server(app, sock, lambda: _announce(resolved.name, url_of(sock), made, as_json))
 

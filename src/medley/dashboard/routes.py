@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from medley.dashboard.feed import Events, Feed
 from medley.protocol.errors import MedleyError, Unavailable
+from medley.serving.bodies import read_json
 from medley.serving.guard import same_origin
 
 STATIC = Path(__file__).parent / "static"
@@ -131,9 +132,9 @@ async def _body(request: Request) -> Any:
                 content += chunk
                 if len(content) > ASK_NBYTES_MAX:
                     raise ValueError(f"a conversation has at most {ASK_NBYTES_MAX} bytes")
-        return json.loads(bytes(content))
-    except (TimeoutError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError("the body is not valid JSON") from error
+    except TimeoutError:
+        raise ValueError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    return read_json(bytes(content))
 
 
 def _question(body: Any) -> tuple[str, list[dict[str, str]]]:

@@ -10,7 +10,6 @@ turns or stop.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,8 @@ from numpy.typing import NDArray
 
 from medley.data.template import PLAIN
 from medley.engines.sampling import Sampling, TokenLogprob, draw, logprob
+from medley.engines.stored import load_stored
 from medley.engines.text import TextStream
-from medley.models.dtype import choose_device, choose_dtype
-from medley.models.memory import available_nbytes, readable
-from medley.models.tokenizer import load_tokenizer
 from medley.protocol.errors import UserError
 
 PREFILL_TOKENS = 512  # of one step: bounds the memory of a long question and the wait of everyone else
@@ -79,13 +76,14 @@ class Generator:
         """The model of a Hugging Face directory, or of a PEFT adapter directory and the base that it
         names.
         """
-        model, tokenizer = _load(Path(directory), dtype)
+        model, tokenizer = load_stored(Path(directory), dtype)
         return cls.of(model, tokenizer, name or Path(directory).name)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, name: str) -> Generator:
         """A model that is in memory already; it is put into evaluation mode."""
         model.eval()
+        tokenizer("")  # drops a stored truncation now: later, threads that encode at once would trip over it
         return cls(model, tokenizer, name, _context(model), _ends(model, tokenizer))
 
     def prompt_tokens(self, messages: str | Sequence[Message]) -> tuple[int, ...]:
@@ -272,55 +270,3 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
             case [*several]:
                 found.update(int(i) for i in several)
     return frozenset(found)
-
-
-def _load(directory: Path, dtype_name: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a directory, on the device; an adapter is merged into its base. Raises
-    UserError.
-    """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    dtype, device = choose_dtype(dtype_name), choose_device()
-    adapted = (directory / "adapter_config.json").exists()
-    base = _base_of(directory) if adapted else str(directory)
-    model = _stored(base, dtype)
-    if adapted:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(directory), use_safetensors=True).merge_and_unload()
-    own_words = (directory / "tokenizer_config.json").exists()
-    return model.to(device), load_tokenizer(directory if own_words else base)
-
-
-def _base_of(adapter: Path) -> str:
-    """The model an adapter was trained on: a directory (relative ones start at the adapter) or a hub name."""
-    base = str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
-    return str(adapter / base) if (adapter / base).is_dir() else base
-
-
-def _stored(base: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        _check_memory(base, config, dtype)
-        return AutoModelForCausalLM.from_pretrained(
-            base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the model '{base}' could not be loaded as safetensors ({reason})") from error
-
-
-def _check_memory(base: str, config: Any, dtype: torch.dtype) -> None:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config)
-    needed = sum(p.numel() for p in shape.parameters()) * dtype.itemsize
-    if needed > available_nbytes():
-        raise UserError(
-            f"the model '{base}' needs about {readable(needed)} of memory, but {readable(available_nbytes())}"
-            " is free; take a smaller model or a larger machine"
-        )

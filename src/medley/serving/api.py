@@ -23,6 +23,7 @@ from starlette.routing import Route
 from medley.engines import generate
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.clock import Clock, SystemClock
+from medley.serving.bodies import read_json
 from medley.serving.engine import Engine, Overloaded, Stopping, Ticket
 from medley.serving.replies import Reply, new_reply
 from medley.serving.requests import ApiError, Ask, read_chat, read_text
@@ -145,11 +146,11 @@ async def _body(request: Request) -> Any:
     if kind != "application/json":
         raise ApiError("the body must be JSON: Content-Type: application/json", status=415)
     try:
-        return json.loads(await asyncio.wait_for(request.body(), BODY_TIMEOUT_S))
+        return read_json(await asyncio.wait_for(request.body(), BODY_TIMEOUT_S))
     except TimeoutError:
         raise ApiError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", status=408) from None
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body is not valid JSON: {error}") from None
+    except ValueError as error:
+        raise ApiError(str(error)) from error
 
 
 async def _events(ticket: Ticket, reply: Reply) -> AsyncIterator[str]:

@@ -1,0 +1,71 @@
+"""A model as it lies on disk, ready to answer: a Hugging Face directory, or a PEFT adapter on the base it
+names.
+
+Promises: safetensors only, no code of the directory is run, and a model that does not fit into memory is
+refused before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medley.models.dtype import choose_device, choose_dtype
+from medley.models.memory import available_nbytes, readable
+from medley.models.tokenizer import load_tokenizer
+from medley.protocol.errors import UserError
+
+
+def load_stored(directory: Path, dtype_name: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a directory, on the device; an adapter is merged into its base. Raises
+    UserError.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    dtype, device = choose_dtype(dtype_name), choose_device()
+    adapted = (directory / "adapter_config.json").exists()
+    base = _base_of(directory) if adapted else str(directory)
+    model = _network(base, dtype)
+    if adapted:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(directory), use_safetensors=True).merge_and_unload()
+    own_words = (directory / "tokenizer_config.json").exists()
+    return model.to(device), load_tokenizer(directory if own_words else base)
+
+
+def _base_of(adapter: Path) -> str:
+    """The model an adapter was trained on: a directory (relative ones start at the adapter) or a hub name."""
+    base = str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return str(adapter / base) if (adapter / base).is_dir() else base
+
+
+def _network(base: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        _check_memory(base, config, dtype)
+        return AutoModelForCausalLM.from_pretrained(
+            base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the model '{base}' could not be loaded as safetensors ({reason})") from error
+
+
+def _check_memory(base: str, config: Any, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config)
+    needed = sum(p.numel() for p in shape.parameters()) * dtype.itemsize
+    if needed > available_nbytes():
+        raise UserError(
+            f"the model '{base}' needs about {readable(needed)} of memory, but {readable(available_nbytes())}"
+            " is free; take a smaller model or a larger machine"
+        )
