@@ -91,7 +91,7 @@ async def test_every_type_out_of_the_blue(scene: Scene) -> None:
         await scene.raw.send(Frame(type_, 7, Flag.REWIND, 2**64 - 1, 2**64 - 1, 2**64 - 1, 1), b"what")
         await scene.raw.send(Frame(type_, 8))
     await scene.counted("frames_refused", 4)
-    await scene.counted("chunks_unknown", 2)
+    await scene.counted("frames_unknown", 14)
     await scene.still_works()
 
 
@@ -172,3 +172,34 @@ async def test_too_many_open_transfers_are_told_to_wait(scene: Scene) -> None:
     refused, why = await scene.raw.hear(Type.REFUSE)
     assert refused.flags == Flag.BUSY
     assert why == b"too many open transfers"
+
+
+async def test_what_a_vanished_peer_left_is_dropped_when_there_is_too_much_of_it() -> None:
+    shelf = Shelf()
+    limits = Limits(parked=1, chunk_nbytes=2048, chunk_nbytes_max=4096)
+    async with await TensorPlane.open("127.0.0.1", identity=None, limits=limits, handler=shelf) as plane:
+        for name in ("a", "b", "c"):
+            raw = Raw(plane.endpoint)
+            await raw.send(Frame(Type.OFFER, 1), encode_header(header_of(name, DATA)))
+            await raw.hear(Type.ACCEPT)
+            await raw.chunk(0, DATA[:2000])
+            await raw.hear(Type.CREDIT)
+            await raw.send(Frame(Type.REFUSE, 1), b"given up")
+            await raw.send(Frame(Type.OFFER, 2), encode_header(header_of("sync " + name, b"")))
+            await raw.hear(Type.REPLY)
+            raw.context.destroy(0)
+        await until_async(lambda: shelf.calls["dropped"] == 2)
+        assert plane.counters()["parked_dropped"] == 2
+
+
+async def test_there_is_no_room_beyond_the_limit_for_all_objects_together() -> None:
+    shelf = Shelf(gate=asyncio.Event())
+    limits = Limits(inbound_nbytes=15_000)
+    async with await TensorPlane.open("127.0.0.1", identity=None, limits=limits, handler=shelf) as plane:
+        raw = Raw(plane.endpoint)
+        await raw.send(Frame(Type.OFFER, 1), encode_header(header_of("a", DATA)))
+        await raw.hear(Type.ACCEPT)
+        await raw.send(Frame(Type.OFFER, 2), encode_header(header_of("b", DATA)))
+        refused, why = await raw.hear(Type.REFUSE)
+        assert (refused.transfer, refused.flags, why) == (2, Flag.BUSY, b"no room for another object now")
+        raw.context.destroy(0)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from tests.transports.tensors_setup import FAST, Shelf, ask_for, header_of, peer_of
 from tests.waiting import until_async
 
 from medley.protocol.errors import Unavailable, UserError
-from medley.transports.tensors import Curve, Header, Kind, Limits, Peer, Refuse, Refused, TensorPlane, digest_of
+from medley.transports.tensors import Accept, Curve, Header, Kind, Limits, Peer, Refuse, Refused, TensorPlane, digest_of
 
 ODD = os.urandom(3_000_017)
 
@@ -128,6 +128,43 @@ async def test_a_handler_that_fails_refuses_and_the_plane_lives_on(caplog: pytes
         pair.theirs.arrived = {}
         assert await pair.put("a", ODD) == b"thanks for a"
     assert "the tensor handler failed" in caplog.text
+
+
+def a_full_disk(*_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def a_mistake_of_ours(*_: int) -> None:
+    raise ZeroDivisionError
+
+
+async def test_a_receiver_that_cannot_store_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Pair(keys=False) as pair:
+        with monkeypatch.context() as patch:
+            patch.setattr(pair.theirs, "offer", offering(a_full_disk))
+            with pytest.raises(Refused, match="cannot store"):
+                await pair.put("a", ODD)
+        assert await pair.put("b", ODD) == b"thanks for b"
+
+
+async def test_a_fault_of_one_turn_does_not_end_the_plane(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Pair(keys=False, limits=Limits(floor_s=0.3, slack_s=0.1), server_limits=FAST) as pair:
+        with monkeypatch.context() as patch:
+            patch.setattr(pair.theirs, "offer", offering(a_mistake_of_ours))
+            with pytest.raises(Unavailable):
+                await pair.put("a", ODD)
+        assert await pair.put("b", ODD) == b"thanks for b"
+        assert pair.server.counters()["faults"] >= 1
+    assert "ZeroDivisionError" in caplog.text
+
+
+def offering(journal: Callable[[int, int, int], None]) -> Callable[[bytes, Header], Awaitable[Accept]]:
+    async def offer(peer_key: bytes, header: Header) -> Accept:
+        return Accept(bytearray(header.nbytes), journal=journal)
+
+    return offer
 
 
 async def test_sizes_are_checked_before_anything_is_allocated() -> None:

@@ -32,9 +32,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Every bound of one plane. Change the sizes for large models, the times for very slow or very fast
-    links.
-    """
+    """Every bound of one plane. Change the sizes for large models, the times for very slow or very fast links."""
 
     chunk_nbytes: int = MIB  # largest chunk we send
     chunk_nbytes_max: int = 4 * MIB  # largest chunk we take
@@ -87,9 +85,7 @@ class Already:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What answers an ASK. `release()` is called once, on the event loop, when the plane needs the buffers no
-    more.
-    """
+    """What answers an ASK. `release()` is called once, on the event loop, when the plane needs the buffers no more."""
 
     buffers: Sequence[Buffer]
     nbytes: int

@@ -81,9 +81,7 @@ class Outgoing:
         return self.sent - self.acked
 
     def credit(self, frame: Frame, now: float) -> bool:
-        """Take an acknowledgement and a new limit; True when it acknowledges new bytes. Nonsense changes
-        nothing.
-        """
+        """Take an acknowledgement and a new limit; True when it acknowledges new bytes. Nonsense changes nothing."""
         if not self.acked <= frame.offset <= self.sent:
             return False
         progress = frame.offset - self.acked

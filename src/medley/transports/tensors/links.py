@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from medley.transports.tensors.transfers import Transfer
 
 OUTBOX_FRAMES = 4096
+IDLE_LINK_S = 60.0
 ZERO_COPY_NBYTES = 64 * 1024
 EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED

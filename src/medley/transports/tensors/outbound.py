@@ -36,9 +36,7 @@ class Call(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """The life of a call across connections: its current transfer number, when to start again, when to give
-    up.
-    """
+    """The life of a call across connections: its current transfer number, when to start again, when to give up."""
 
     dialled: Dialled
     host: Host

@@ -65,9 +65,7 @@ class FilePart:
         self._sums.write(_RECORD.pack(offset, nbytes, check))
 
     def finish(self) -> Path:
-        """Check the whole, make it durable and visible under its name. Raises `Damaged`, leaving nothing
-        behind.
-        """
+        """Check the whole, make it durable and visible under its name. Raises `Damaged`, leaving nothing behind."""
         whole = xxhash.xxh3_128_digest(self._map if self._map is not None else b"")
         if self._map is not None:
             self._map.flush()

@@ -37,9 +37,7 @@ Into = Buffer | Callable[[int], Buffer]
 
 
 class TensorPlane:
-    """One endpoint. Open it with `await TensorPlane.open(...)`, use it from that event loop only, close it
-    once.
-    """
+    """One endpoint. Open it with `await TensorPlane.open(...)`, use it from that event loop only, close it once."""
 
     def __init__(self, identity: Curve | None, limits: Limits, allow: Allow | None, handler: Handler) -> None:
         self._loop = asyncio.get_running_loop()
@@ -125,9 +123,7 @@ class TensorPlane:
         self._engine.post(lambda now: self._engine.revoke(public_key, now))
 
     def counters(self) -> Counter[str]:
-        """A copy of what was counted since opening: bytes sent, objects, refused frames, damaged chunks, and
-        so on.
-        """
+        """A copy of what was counted since opening: bytes sent, objects, refused frames, damaged chunks, and so on."""
         return Counter(self._engine.counters)
 
     async def close(self) -> None:
@@ -161,7 +157,7 @@ class TensorPlane:
         if not _ENDPOINT.fullmatch(peer.endpoint):
             raise UserError(f"'{peer.endpoint}' is not a tensor endpoint; write tcp://HOST:PORT")
         future: asyncio.Future[Any] = self._loop.create_future()
-        begun: list[Call | None] = []
+        begun: list[Call] = []
 
         def answer(value: Any) -> None:
             self._tell(lambda: _resolve(future, value))

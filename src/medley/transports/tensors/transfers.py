@@ -1,6 +1,4 @@
-"""What both sides of a transfer share: the shape the engine drives, and what a transfer may ask of the
-engine.
-"""
+"""What both sides of a transfer share: the shape the engine drives, and what a transfer may ask of the engine."""
 
 from __future__ import annotations
 
@@ -35,13 +33,14 @@ class Transfer(Protocol):
 class Host:
     """What transfers need of the engine and the event loop.
 
-    `ask(work, then)` awaits `work()` on the event loop and calls `then(result or exception)` on the I/O
-    thread; `tell(call)` runs a plain call on the event loop; `dirty(transfer)` has `flush` called after this
-    batch of frames.
+    `counters` only grow; `load` says how many handler calls are running. `ask(work, then)` awaits `work()` on the
+    event loop and calls `then(result or exception)` on the I/O thread; `tell(call)` runs a plain call on the event
+    loop; `dirty(transfer)` has `flush` called after this batch of frames.
     """
 
     limits: Limits
     counters: Counter[str]
+    load: Counter[str]
     ask: Callable[[Callable[[], Awaitable[Any]], Callable[[Any, float], None]], None]
     tell: Callable[[Callable[[], None]], None]
     dirty: Callable[[Transfer], None]
