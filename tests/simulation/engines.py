@@ -48,7 +48,7 @@ class WorkerEngine:
     carry: Vector | None = None
     queue: deque[e.Compute | e.Measure] = field(default_factory=deque)
     busy: bool = False
-    hung: bool = False
+    hung_ns: int = 0
     slowness: float = 1.0
 
     def run(self, command: e.WorkerCommand) -> None:
@@ -136,7 +136,7 @@ class WorkerEngine:
     # -- work -------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        if self.busy or not self.queue or self.hung:
+        if self.busy or not self.queue or self.hung_ns:
             return
         self.busy = True
         command = self.queue.popleft()

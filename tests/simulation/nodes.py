@@ -12,12 +12,13 @@ from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
 from medley.roles.shard import Shard
 from medley.roles.worker import Worker
 from tests.simulation.engines import ShardEngine, WorkerEngine
-from tests.simulation.kernel import MS
+from tests.simulation.kernel import MS, S
 
 if TYPE_CHECKING:
     from tests.simulation.world import Stream, World
 
 Engine = WorkerEngine | ShardEngine
+SILENT_NS = 60 * S  # the host ends an engine that shows no progress
 Key = tuple[str, int]  # job, shard (-1: worker)
 
 
@@ -77,6 +78,10 @@ class Node:
             return
         for key in list(self.roles):
             self._handle(key, Tick())
+        for key, hosted in list(self.roles.items()):
+            engine = hosted.engine
+            if isinstance(engine, WorkerEngine) and engine.hung_ns and self.world.kernel.now - engine.hung_ns > SILENT_NS:
+                self.kill_engine(key, "silent", False)
         if self.stream is not None and self.stream.open and self.stream.welcomed:
             self.stream.to_coordinator(m.Heartbeat(self.name, *self._statuses()))
         self.world.kernel.after(self.world.jitter(800 * MS), self._tick, boot)

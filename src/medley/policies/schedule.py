@@ -17,7 +17,7 @@ class Plateau:
     """Where a plateau schedule stands: the factor so far, the best loss, evaluations since."""
 
     factor: float = 1.0
-    best: float = float("inf")
+    best: float | None = None
     waited: int = 0
 
 
@@ -32,7 +32,7 @@ def rate(optimizer: Optimizer, progress: float, plateau: Plateau) -> float:
 
 def measured(optimizer: Optimizer, plateau: Plateau, loss: float) -> Plateau:
     """The plateau after one more held-out loss: halve the rate after `plateau_patience` without improvement."""
-    if loss < plateau.best:
+    if plateau.best is None or loss < plateau.best:
         return Plateau(plateau.factor, loss, 0)
     if plateau.waited + 1 < optimizer.plateau_patience:
         return Plateau(plateau.factor, plateau.best, plateau.waited + 1)

@@ -52,8 +52,8 @@ class RunState:
     version: Version = 0
     places: list[ShardPlace] = field(default_factory=list)
     samples: LedgerState | None = None
-    checkpoints: list[CheckpointSealed] = field(default_factory=list)
-    tail: list[Committed] = field(default_factory=list)  # commits a shard may still have to be told
+    checkpoints: list[CheckpointSealed] = field(default_factory=list)  # good ones, newest last
+    tail: list[Committed] = field(default_factory=list)  # since the oldest checkpoint; a shard may have missed them
     carried: dict[UpdateId, tuple[LeaseId, ...]] = field(default_factory=dict)
     elapsed_ns: int = 0
     tokens: int = 0
@@ -86,6 +86,7 @@ def apply(state: RunState, record: JobRecord, keep: int) -> None:
             state.plan = record.plan
             plan = state.parsed_plan()
             state.samples = ledger.fresh(plan.samples, plan.spec.train.epochs)
+            state.checkpoints = [CheckpointSealed(0, 0, "", 0)]
         case StateChanged():
             state.state, state.reason, state.changed_wall_ns = record.state, record.reason, record.wall_ns
         case Placed():
@@ -129,6 +130,8 @@ def _placed(state: RunState, record: Placed) -> None:
         state.checkpoints = [c for c in state.checkpoints if c.version <= record.version]
         state.carried.clear()
         state.version = record.version
+        if state.measured > record.version:
+            state.measured = -1
     state.generation = record.generation
     state.places = list(record.shards)
 
@@ -147,7 +150,7 @@ def _sealed(state: RunState, record: CheckpointSealed, keep: int) -> None:
     state.checkpoints = [*state.checkpoints, record][-keep:]
     kept = [c.version for c in state.checkpoints]
     ledger.seal(state.ledger, record.version, kept)
-    state.tail = [c for c in state.tail if c.number > record.version]
+    state.tail = [c for c in state.tail if c.number > min(kept)]
 
 
 def _measured(state: RunState, record: HeldoutMeasured) -> None:

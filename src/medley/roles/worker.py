@@ -93,8 +93,10 @@ class Worker:
     current: LeaseId = 0
     computing: UpdateId = ""
     pending: dict[UpdateId, Pending] = field(default_factory=dict)
-    carried: tuple[LeaseId, ...] = ()
+    carried: tuple[LeaseId, ...] = ()  # leases of the carry that waits for the next update
     carried_base: Version = -1
+    taken: tuple[LeaseId, ...] = ()  # leases of the carry inside the update that is being computed
+    taken_base: Version = -1
     measure: Version = -1
     wanted_ns: int = 0
     updates: int = 0
@@ -112,7 +114,7 @@ class Worker:
 
     def status(self) -> WorkerStatus:
         sent = (lease for pending in self.pending.values() for lease in pending.report.leases)
-        held = tuple(sorted({*self.leases, *self.carried, *sent}))
+        held = tuple(sorted({*self.leases, *self.carried, *self.taken, *sent}))
         return WorkerStatus(self.assignment.job, self.generation, held, tuple(self.pending), self.phase)
 
     def handle(self, event: NodeEvent, now_ns: int) -> list[Effect]:
@@ -197,13 +199,15 @@ class Worker:
         return effects
 
     def _leased(self, message: Lease, now_ns: int) -> list[Effect]:
-        if message.lease in self.leases or message.lease in self.carried:
+        if message.lease in self.status().leases:
             return []
         self.leases[message.lease] = message
         effects: list[Effect] = [Run(Prefetch(message.lease, message.span, message.steps))]
         return effects + self._next(now_ns)
 
     def _based(self, message: Base) -> list[Effect]:
+        if self.phase == "pulling" and self.base is not None and self.base.version == message.version:
+            return []  # said twice; the version must stay pinned until it is here
         if self.phase != "wanting" or message.lease not in self.leases:
             return [Report(BaseHeld(message.job, self.generation, message.version))]
         self.base = message
@@ -222,19 +226,12 @@ class Worker:
         del self.pending[message.update]
         for lease in pending.report.leases:
             self.leases.pop(lease, None)
-        if message.verdict == "carry" and not self.carried:
-            self.carried = pending.report.leases
-            self.carried_base = pending.report.oldest_base
-        if message.verdict != "carry" or self.carried == pending.report.leases:
-            return [Run(Settle(message.update, message.verdict)), *self._next(now_ns)]
-        said = LeaseFailed(
-            message.job,
-            self.generation,
-            pending.report.leases,
-            "a carry waits already; this one is dropped",
-            False,
-        )
-        return [Run(Settle(message.update, "drop")), Report(said), *self._next(now_ns)]
+        verdict = message.verdict
+        if verdict == "carry" and not self.carried:
+            self.carried, self.carried_base = pending.report.leases, pending.report.oldest_base
+        elif verdict == "carry":
+            verdict = "drop"  # one carry at a time; the next status says that these leases are not held
+        return [Run(Settle(message.update, verdict)), *self._next(now_ns)]
 
     def _revoked(self, message: Revoke, now_ns: int) -> list[Effect]:
         gone = set(message.leases)
@@ -248,9 +245,9 @@ class Worker:
             if gone & set(pending.report.leases):
                 del self.pending[update]
                 effects.append(Run(Settle(update, "drop")))
-        if self.current in gone:
-            self.current = 0
-            self.computing = ""  # what it computes is thrown away when it arrives
+        if self.current in gone or gone & set(self.taken):
+            self.current = 0  # what is being computed is thrown away when it arrives
+            self.taken = ()
             if self.phase == "wanting":
                 self.phase = "idle"
         return effects + self._next(now_ns)
@@ -309,32 +306,24 @@ class Worker:
         self.updates += 1
         self.computing = update_id(self.node, self.boot, self.updates)
         self.phase = "computing"
-        carry = bool(self.carried)
-        return [
-            Run(Compute(self.computing, lease.span, lease.steps, self.base.version, self.base.lr, carry)),
-        ]
+        self.taken, self.taken_base = self.carried, self.carried_base
+        self._drop_carry()
+        carry = bool(self.taken)
+        return [Run(Compute(self.computing, lease.span, lease.steps, self.base.version, self.base.lr, carry))]
 
     def _computed(self, report: Computed, now_ns: int) -> list[Effect]:
-        self.phase = "idle"
-        if report.update != self.computing or self.base is None or self.current not in self.leases:
-            return [Run(Settle(report.update, "drop")), *self._lose_carry(report), *self._next(now_ns)]
+        if report.update != self.computing:
+            return [Run(Settle(report.update, "drop"))]
+        self.phase, self.computing = "idle", ""
+        if self.base is None or self.current not in self.leases:
+            return [Run(Settle(report.update, "drop")), *self._next(now_ns)]
         self.micro_batch = report.micro_batch
         said = self._ready_report(report)
         del self.leases[self.current]
         self.pending[report.update] = Pending(said, now_ns)
-        self._drop_carry()
-        self.current, self.computing = 0, ""
+        self.current, self.taken = 0, ()
         effects: list[Effect] = [Report(said), Run(Push(self.generation, report.update))]
         return effects + self._next(now_ns)
-
-    def _lose_carry(self, report: Computed) -> list[Effect]:
-        """The carry went into an update that will never be sent: its leases go back."""
-        if not self.carried:
-            return []
-        leases = self.carried
-        self._drop_carry()
-        said = LeaseFailed(self.assignment.job, self.generation, leases, f"{report.update} was revoked", False)
-        return [Run(DropCarry(self.generation)), Report(said)]
 
     def _ready_report(self, report: Computed) -> UpdateReady:
         assert self.base is not None
@@ -343,9 +332,9 @@ class Worker:
             self.assignment.job,
             self.generation,
             report.update,
-            (self.current, *self.carried),
+            (self.current, *self.taken),
             base,
-            self.carried_base if self.carried else base,
+            self.taken_base if self.taken else base,
             report.weight,
             report.loss_sum,
             report.correct,
@@ -358,31 +347,53 @@ class Worker:
         )
 
     def _measured(self, report: Measured, now_ns: int) -> list[Effect]:
-        if self.measure == report.version:
+        if self.phase != "measuring":
+            return []
+        self.measure = -1
+        return [self._evaluated(report), *self._begin_or_next(now_ns)]
+
+    def _evaluated(self, report: Measured) -> Report:
+        job = self.assignment.job
+        return Report(Evaluated(job, self.generation, report.version, report.loss, report.tokens, report.accuracy))
+
+    def _pull_failed(self, report: Failed, now_ns: int) -> list[Effect]:
+        """Try again a little later, with whatever version the coordinator then names."""
+        effects: list[Effect] = [Explain(self.node, f"pull failed: {report.reason}")]
+        if self.phase != "pulling":
+            return effects
+        self.phase = "idle"
+        self.base = None
+        if report.subject == str(self.measure):
+            effects.append(self._evaluated(Measured(self.measure, 0.0, 0, 0.0)))
             self.measure = -1
-        said = Evaluated(
-            self.assignment.job, self.generation, report.version, report.loss, report.tokens, report.accuracy
-        )
-        return [Report(said), *self._begin_or_next(now_ns)]
+            return effects + self._next(now_ns)
+        if self.current in self.leases:
+            self.phase, self.wanted_ns = "wanting", now_ns
+            return effects
+        return effects + self._next(now_ns)
+
+    def _compute_failed(self, report: Failed, now_ns: int) -> list[Effect]:
+        if report.subject != self.computing:
+            return []
+        self.phase, self.computing = "idle", ""
+        if self.current not in self.leases:
+            return self._next(now_ns)
+        leases = (self.current, *self.taken)
+        del self.leases[self.current]
+        self.current, self.taken = 0, ()
+        said = LeaseFailed(self.assignment.job, self.generation, leases, report.reason, report.fatal)
+        return [Report(said), *self._next(now_ns)]
 
     def _failed(self, report: Failed, now_ns: int) -> list[Effect]:
-        job = self.assignment.job
         match report.what:
             case "pull":
-                self.phase = "idle"
-                self.base = None
-                return [Explain(self.node, f"pull failed: {report.reason}"), *self._next(now_ns)]
+                return self._pull_failed(report, now_ns)
             case "push":
                 return [Explain(self.node, f"push of {report.subject} failed: {report.reason}")]
-            case "compute" if self.current:
-                lease, self.current, self.computing, self.phase = self.current, 0, "", "idle"
-                self.leases.pop(lease, None)
-                leases = (lease, *self.carried)
-                self._drop_carry()
-                said = LeaseFailed(job, self.generation, leases, report.reason, report.fatal)
-                return [Report(said), Run(DropCarry(self.generation)), *self._next(now_ns)]
+            case "compute":
+                return self._compute_failed(report, now_ns)
             case "load":
-                said = LeaseFailed(job, self.generation, (), report.reason, report.fatal)
+                said = LeaseFailed(self.assignment.job, self.generation, (), report.reason, report.fatal)
                 return [Report(said), StopEngine(report.reason)]
             case _:
                 return [Explain(self.node, f"{report.what} failed: {report.reason}")]
@@ -443,6 +454,7 @@ class Worker:
         self.leases.clear()
         self.pending.clear()
         self._drop_carry()
+        self.taken = ()
         self.base = None
         self.holds = -1
         self.current = 0
