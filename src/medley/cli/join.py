@@ -1,0 +1,71 @@
+"""`medley join`: lend this machine to a coordinator, until Ctrl-C."""
+
+from __future__ import annotations
+
+import socket
+
+import click
+
+EPILOG = """\b
+Examples:
+  medley join --token medley1.AbC...
+  medley join 192.168.1.20:7071 --token medley1.AbC... --name lab-3
+  medley join
+"""
+
+
+@click.command("join", epilog=EPILOG)
+@click.argument("address", required=False)
+@click.option("--token", envvar="MEDLEY_TOKEN", help="From 'medley token create'; only needed the first time.")
+@click.option("--name", help="What to call this machine. Default: its host name.")
+@click.option("--no-worker", is_flag=True, help="Compute nothing here; keep parameters only.")
+@click.option("--no-shard", is_flag=True, help="Keep no parameters here; compute only.")
+@click.option("--allow-code", is_flag=True, help="Let jobs run task code that is installed on this machine.")
+@click.option("--dir", "directory", metavar="DIR", help="State of this machine as a member. Default: ~/.medley/node.")
+def command(
+    address: str | None,
+    token: str | None,
+    name: str | None,
+    no_worker: bool,
+    no_shard: bool,
+    allow_code: bool,
+    directory: str | None,
+) -> None:
+    """Lend this machine to a coordinator.
+
+    ADDRESS is host:port of the coordinator's door. Without it, the addresses in the token are tried, then the local
+    network is asked. A machine that joined before comes back without a token.
+    """
+    from pathlib import Path
+
+    from medley.jobs.home import node_dir
+    from medley.protocol.errors import UserError
+    from medley.transports.identity import parse_token
+
+    if no_worker and no_shard:
+        raise UserError("--no-worker and --no-shard together leave this machine nothing to do: drop one of them")
+    if address:
+        _check_address(address)
+    if token:
+        parse_token(token)
+    from medley.runtimes.join import JoinOptions, run_join
+
+    run_join(
+        JoinOptions(
+            address=address or "",
+            token=token or "",
+            name=name or socket.gethostname(),
+            worker=not no_worker,
+            shard=not no_shard,
+            allow_code=allow_code,
+            directory=Path(directory).expanduser() if directory else node_dir(),
+        )
+    )
+
+
+def _check_address(address: str) -> None:
+    from medley.protocol.errors import UserError
+
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError(f"'{address}' is no address: write HOST:PORT, such as 192.168.1.20:7071")
