@@ -171,6 +171,40 @@ def test_loads_an_adapter_on_its_base(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.model(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("base", "sentence"), [(None, "does not name the model"), ("nobody/nothing", "cannot be reached")]
+)
+def test_adapter_without_its_base_is_one_sentence(
+    tmp_path: Path, base: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(UserError, match=sentence):
+        Generator.load(tmp_path)
+
+
+def test_damaged_weights_are_one_sentence(tmp_path: Path, llama: Generator) -> None:
+    llama.model.save_pretrained(tmp_path)
+    llama.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights at all")
+    with pytest.raises(UserError, match="could not be loaded"):
+        Generator.load(tmp_path)
+
+
+def test_missing_weights_are_never_drawn_at_random(tmp_path: Path, llama: Generator) -> None:
+    from safetensors.torch import load_file, save_file
+
+    llama.model.save_pretrained(tmp_path)
+    llama.tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="incomplete: 1 are missing"):
+        Generator.load(tmp_path)
+
+
 def test_weights_that_are_not_numbers_say_so() -> None:
     broken = tiny_model("llama")
     with torch.no_grad():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from medley.engines.hub import hub_directory
 from medley.protocol.errors import UserError
-from medley.serving.resolve import default_state_dir, exported_jobs, find_export, hub_directory, resolve_model
+from medley.serving.resolve import default_state_dir, exported_jobs, find_export, resolve_model
 
 
 def model_at(directory: Path, weights: str = "model.safetensors", config: str = "config.json") -> Path:

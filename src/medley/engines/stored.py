@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from medley.engines.hub import hub_directory
 from medley.models.dtype import choose_device, choose_dtype
 from medley.models.memory import available_nbytes, readable
 from medley.models.tokenizer import load_tokenizer
@@ -39,23 +40,46 @@ def load_stored(directory: Path, dtype_name: str) -> tuple[Any, Any]:
 
 
 def _base_of(adapter: Path) -> str:
-    """The model an adapter was trained on: a directory (relative ones start at the adapter) or a hub name."""
-    base = str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
-    return str(adapter / base) if (adapter / base).is_dir() else base
+    """The directory of the model an adapter was trained on; a relative one starts at the adapter. Raises
+    UserError.
+    """
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"'{adapter / 'adapter_config.json'}' does not name the model that the adapter belongs to")
+    for directory in (adapter / base, Path(base)):
+        if directory.is_dir():
+            return str(directory)
+    try:
+        return str(hub_directory(base))
+    except OSError as error:
+        raise UserError(
+            f"the adapter '{adapter}' belongs to '{base}', which is no directory here, and as a hub name: {error}"
+        ) from error
 
 
 def _network(base: str, dtype: torch.dtype) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         _check_memory(base, config, dtype)
-        return AutoModelForCausalLM.from_pretrained(
-            base, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model, told = AutoModelForCausalLM.from_pretrained(
+            base,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the model '{base}' could not be loaded as safetensors ({reason})") from error
+        raise UserError(f"the model '{base}' could not be loaded from safetensors ({reason})") from error
+    if missing := sorted(told["missing_keys"]):
+        # Left alone, they would be drawn at random and the model would answer nonsense.
+        raise UserError(f"the weights of '{base}' are incomplete: {len(missing)} are missing, first {missing[0]}")
+    return model
 
 
 def _check_memory(base: str, config: Any, dtype: torch.dtype) -> None:

@@ -14,22 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medley.engines.hub import hub_directory
 from medley.protocol.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from medley.engines.generate import Generator
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-HUB_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "merges.txt",
-    "vocab.txt",
-)
-HUB_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +87,6 @@ def checked(directory: Path) -> Path:
     if not any((directory / name).is_file() for name in wanted):
         raise UserError(f"'{directory}' has no weights in safetensors format: expected {' or '.join(wanted)}")
     return directory
-
-
-def hub_directory(name: str) -> Path:
-    """A hub model's files, downloaded or from the local cache. Raises OSError when neither has it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), etag_timeout=HUB_TIMEOUT_S))
-    except LocalEntryNotFoundError as error:
-        raise OSError("the hub cannot be reached and the model is not in the local cache") from error
-    except HfHubHTTPError as error:
-        raise OSError("the hub does not know it, or does not let you read it") from error
 
 
 def _none_of_three(model: str, jobs: list[str], error: OSError) -> str:
