@@ -20,6 +20,8 @@ def test_builtin_holds_groups_out_but_none_that_a_check_asks_about(tmp_path: Pat
     assert not {focus[check.pair_id] for check in load_checks()} & held
     asked = {check.question for check in load_checks()}
     assert not asked & {e.question for e in made.train}
+    assert [check.question for check in made.checks] == [check.question for check in load_checks()]
+    assert {check.answer for check in made.checks} <= {e.answer for e in made.train}
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path: Path) -> None:

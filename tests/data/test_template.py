@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medley.data.examples import Example
-from medley.data.template import PLAIN, prompt_tokens, tokens_of, windows
+from medley.data.template import PLAIN, check_questions, prompt_tokens, tokens_of, windows
 from medley.models.tokenizer import train_tokenizer
 from medley.protocol.errors import UserError
 
@@ -45,6 +45,9 @@ def test_a_long_answer_is_learned_exactly_once(tokenizer: Any, context: int) -> 
 def test_a_question_that_fills_the_context_is_refused(tokenizer: Any) -> None:
     with pytest.raises(UserError, match=r"question 'x' is \d+ tokens long, but model.context_tokens is 16"):
         windows(tokenizer, example(3, "why " * 40), 16)
+    with pytest.raises(UserError, match="question 'x'"):
+        check_questions(tokenizer, [example(3), example(3, "why " * 40)], 24)
+    check_questions(tokenizer, [example(3)], 64)
 
 
 def test_without_a_chat_template_the_plain_text_is_used(tokenizer: Any) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-from medley.data.pack import IGNORED, alone, arrays, pack
+from medley.data.pack import IGNORED, alone, arrays, lengths, pack
 from medley.data.template import Window
+from medley.models.attention import ATTENTION
 from medley.models.loss import Batch, hidden_states, segment_mask, token_losses
 
 
@@ -20,7 +21,7 @@ def llama(**more: Any) -> Any:
         vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, **more,
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
 
 
 def opt(**more: Any) -> Any:
@@ -29,18 +30,19 @@ def opt(**more: Any) -> Any:
         vocab_size=99, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.0, **more,
     )  # fmt: skip
-    return OPTForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
 
 
 FAMILIES = pytest.mark.parametrize("make", [llama, opt])
 
 
-def batch_of(rows: list[Any]) -> Batch:
+def batch_of(rows: list[Any], by_lengths: bool = False) -> Batch:
     made = arrays(rows)
     tokens, positions, segments, labels = map(
         torch.from_numpy, (made.tokens, made.positions, made.segments, made.labels)
     )
-    return Batch(tokens, positions, labels, segment_mask(segments), int((segments > 0).sum()))
+    mask, pieces = (None, lengths(rows)) if by_lengths else (segment_mask(segments), ())
+    return Batch(tokens, positions, labels, mask, pieces, int((segments > 0).sum()))
 
 
 def some_windows() -> list[Window]:
@@ -50,11 +52,12 @@ def some_windows() -> list[Window]:
 
 
 @FAMILIES
-def test_packed_logits_are_the_logits_of_each_window_alone(make: Any) -> None:
+@pytest.mark.parametrize("by_lengths", [True, False])
+def test_packed_logits_are_the_logits_of_each_window_alone(make: Any, by_lengths: bool) -> None:
     network, windows = make().eval(), some_windows()
     rows = pack(windows, 40)
     assert max(map(len, rows)) > 1
-    packed = network.get_output_embeddings()(hidden_states(network, batch_of(rows)))
+    packed = network.get_output_embeddings()(hidden_states(network, batch_of(rows, by_lengths)))
     for number, row in enumerate(rows):
         at = 0
         for window in row:
@@ -66,15 +69,16 @@ def test_packed_logits_are_the_logits_of_each_window_alone(make: Any) -> None:
 @FAMILIES
 def test_packed_and_padded_batches_have_the_same_loss_and_gradient(make: Any) -> None:
     windows, gradients, sums = some_windows(), [], []
-    for rows in (pack(windows, 40), alone(windows)):
+    for rows, by_lengths in ((pack(windows, 40), True), (pack(windows, 40), False), (alone(windows), False)):
         network = make()
-        total, count, correct = token_losses(network, batch_of(rows))
+        total, count, correct = token_losses(network, batch_of(rows, by_lengths))
         total.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
         sums.append((float(total.detach()), count, int(correct)))
-    assert sums[0][1:] == sums[1][1:]
-    assert sums[0][0] == pytest.approx(sums[1][0], rel=1e-5)
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+    for other in (0, 1):
+        assert sums[other][1:] == sums[2][1:]
+        assert sums[other][0] == pytest.approx(sums[2][0], rel=1e-5)
+        torch.testing.assert_close(gradients[other], gradients[2], atol=1e-4, rtol=1e-4)
 
 
 @FAMILIES
@@ -93,3 +97,13 @@ def test_the_loss_is_the_cross_entropy_of_answers_only(make: Any, tied: bool) ->
     torch.testing.assert_close(total, expected)
     for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_families_that_scale_their_logits_go_the_ordinary_way() -> None:
+    batch = batch_of(pack(some_windows(), 40))
+    network = llama()
+    expected = token_losses(network, batch)
+    network.config.logit_scale = 2.0
+    got = token_losses(network, batch)
+    torch.testing.assert_close(got[0], expected[0])
+    assert (got[1], int(got[2])) == (expected[1], int(expected[2]))

@@ -63,10 +63,20 @@ def length(row: Row) -> int:
     return sum(len(window.tokens) for window in row)
 
 
+def lengths(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Tokens of every window and of every row's padding, row after row, as `arrays` lays them out."""
+    width = padded(rows)
+    return tuple(n for row in rows for n in (*(len(w.tokens) for w in row), width - length(row)) if n)
+
+
+def padded(rows: Sequence[Row]) -> int:
+    """The common length of a batch's rows: its longest, rounded up to `MULTIPLE`."""
+    return -(-max(length(row) for row in rows) // MULTIPLE) * MULTIPLE
+
+
 def arrays(rows: Sequence[Row]) -> Arrays:
     """The arrays of a batch, padded to its longest row (rounded up to `MULTIPLE`)."""
-    longest = max(length(row) for row in rows)
-    shape = (len(rows), -(-longest // MULTIPLE) * MULTIPLE)
+    shape = (len(rows), padded(rows))
     tokens, positions, segments = (np.zeros(shape, np.int64) for _ in range(3))
     batch = Arrays(tokens, positions, segments, np.full(shape, IGNORED, np.int64))
     for number, row in enumerate(rows):

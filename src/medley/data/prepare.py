@@ -2,7 +2,8 @@
 
     manifest.json   counts, seed and the sha256 of each file
     train.jsonl     one example a line, in source order (the epoch order is computed, never stored)
-    heldout.jsonl
+    heldout.jsonl   whole groups that are never trained on
+    checks.jsonl    built-in corpus only: rewordings, never trained on, of questions that are
 
 Promises: the directory appears complete or not at all; `open_prepared` raises `Damaged` when a byte differs.
 """
@@ -26,7 +27,7 @@ from medley.protocol.spec import Data
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-FILES = ("train.jsonl", "heldout.jsonl")
+FILES = ("train.jsonl", "heldout.jsonl", "checks.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +37,22 @@ class Prepared:
     directory: Path
     train: tuple[Example, ...]
     heldout: tuple[Example, ...]
+    checks: tuple[Example, ...]
     digest: str
 
 
 def prepare(data: Data, seed: int, directory: Path) -> Prepared:
     """Read, split and write `data` to `directory` (replaced if it exists). Raises `UserError`."""
-    train, heldout = split(read(data), data.heldout_fraction, seed, keep=_checked_groups(data))
+    train, heldout = split(read(data), data.heldout_fraction, seed, keep={check.group for check in _checks(data)})
     if not train:
         raise UserError(f"nothing is left to train on once data.heldout_fraction {data.heldout_fraction} is held out")
+    parts = (train, heldout, _checks(data))
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, examples in zip(FILES, (train, heldout), strict=True):
+    for name, examples in zip(FILES, parts, strict=True):
         (partial / name).write_bytes(_lines(examples))
-    counts = {"train": len(train), "heldout": len(heldout)}
+    counts = {name.removesuffix(".jsonl"): len(part) for name, part in zip(FILES, parts, strict=True)}
     manifest = {
         "format": FORMAT,
         "seed": seed,
@@ -73,17 +76,18 @@ def open_prepared(directory: Path) -> Prepared:
         raise Damaged(f"{directory} is not a prepared data directory ({error})") from error
     if manifest.get("format") != FORMAT or manifest.get("sha256") != digests:
         raise Damaged(f"{directory} does not match its manifest")
-    train, heldout = (_examples((directory / name).read_text(encoding="utf-8")) for name in FILES)
+    train, heldout, checks = (_examples((directory / name).read_text(encoding="utf-8")) for name in FILES)
     digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    return Prepared(directory, train, heldout, digest)
+    return Prepared(directory, train, heldout, checks, digest)
 
 
-def _checked_groups(data: Data) -> set[str]:
-    """The check questions reword trained ones, so what they ask about must not be held out."""
+def _checks(data: Data) -> list[Example]:
+    """The check questions with their answers. They reword trained questions, so those groups must not be held out."""
     if data.source != "builtin":
-        return set()
-    asked = {check.pair_id for check in load_checks()}
-    return {pair.focus.lower() for pair in load_pairs() if pair.id in asked}
+        return []
+    pairs = {pair.id: pair for pair in load_pairs()}
+    asked = ((check.question, pairs[check.pair_id]) for check in load_checks())
+    return [Example(f"check/{pair.id}", pair.focus.lower(), question, pair.answer) for question, pair in asked]
 
 
 def _lines(examples: Iterable[Example]) -> bytes:

@@ -7,7 +7,7 @@ Leaves to others: how windows share a sequence (`pack`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,14 @@ def windows(tokenizer: Any, example: Example, context_tokens: int, template: str
     if len(prompt) + len(answer) <= context_tokens:
         return [Window((*prompt, *answer), len(prompt))]
     return _cut(prompt, answer, context_tokens)
+
+
+def check_questions(tokenizer: Any, examples: Iterable[Example], context_tokens: int, template: str = "auto") -> None:
+    """Raise for the first question that fills the context, before anything is trained on it."""
+    for example in examples:
+        # A byte is a token at worst, so most questions need no tokenizer to be known short.
+        if 4 * len(example.question) + 64 >= context_tokens:
+            windows(tokenizer, example, context_tokens, template)
 
 
 def _cut(prompt: Sequence[int], answer: Sequence[int], context_tokens: int) -> list[Window]:

@@ -61,6 +61,10 @@ class Task:
         """Samples never trained on, or None."""
         return None
 
+    def unseen(self) -> Sequence[Any] | None:
+        """Samples of groups never trained on, where that is more than `heldout` says; else the same."""
+        return self.heldout()
+
     def rows(self, samples: list[Any]) -> list[Any]:
         """What a micro-batch counts. Runs in the background; language models tokenise and pack here."""
         return samples

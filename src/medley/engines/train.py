@@ -167,9 +167,12 @@ class TrainEngine:
             (self._now_ns() - began_ns) / 1e9, self.micro_batch, finite, norm, self._shrunk,
         )  # fmt: skip
 
-    def evaluate(self, max_samples: int) -> Evaluation:
-        """Held-out loss and accuracy of the loaded base; zeros where nothing is held out."""
-        heldout = self._task.heldout()
+    def evaluate(self, max_samples: int, unseen: bool = False) -> Evaluation:
+        """Held-out loss and accuracy of the loaded base; zeros where nothing is held out.
+
+        `unseen` asks for whole groups that were never trained on, which only the built-in corpus tells apart.
+        """
+        heldout = self._task.unseen() if unseen else self._task.heldout()
         samples = [] if heldout is None else [heldout[i] for i in range(min(max_samples, len(heldout)))]
         sums = Sums()
         self.network.eval()
@@ -270,7 +273,21 @@ class TrainEngine:
     def _batches(self, rows: list[Any]) -> Iterator[tuple[Any, int]]:
         for at in range(0, len(rows), self.micro_batch):
             part = rows[at : at + self.micro_batch]
-            yield self._task.collate(part), len(part)
+            yield self._moved(self._task.collate(part)), len(part)
+
+    def _moved(self, batch: Any) -> Any:
+        """A person's batch on the device of the network; language models put theirs there themselves."""
+        device = self._flat.values.device
+        match batch:
+            case _ if device.type == "cpu":
+                return batch
+            case Tensor():
+                return batch.to(device)
+            case list() | tuple():
+                return type(batch)(self._moved(part) for part in batch)
+            case dict():
+                return {key: self._moved(part) for key, part in batch.items()}
+        return batch
 
 
 def fix_arithmetic(train: Train) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from medley.models.lora import is_adapted, save_adapter
 
 
@@ -13,6 +15,7 @@ def save(network: Any, tokenizer: Any, directory: Path) -> None:
 
     `directory` is made when missing.
     """
+    logging.disable_progress_bar()
     directory.mkdir(parents=True, exist_ok=True)
     if is_adapted(network):
         save_adapter(network, directory)

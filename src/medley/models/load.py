@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from medley.models import presets
+from medley.models.attention import ATTENTION
 from medley.models.lora import add_lora
 from medley.models.memory import available_nbytes, readable
 from medley.protocol.errors import UserError
@@ -28,6 +30,7 @@ def load_model(model: Model, seed: int, tokenizer: Any, dtype: torch.dtype = tor
     Presets are initialised at random from `seed`. Raises `UserError` for an unknown base, a model too big for
     this machine's memory, weights that are not safetensors, or a context longer than the model's positions.
     """
+    logging.disable_progress_bar()
     config = config_of(model, tokenizer)
     check_context(model, config)
     check_memory(model, config, dtype)
@@ -85,7 +88,7 @@ def _random(config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     # Drawn in fp32 whatever the compute format, so that every machine starts from the same numbers.
-    network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     return cast_parameters(network, dtype)
 
 
@@ -102,7 +105,7 @@ def _stored(base: str, dtype: torch.dtype) -> Any:
 
     try:
         return AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+            base, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=ATTENTION
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model.base '{base}' could not be loaded as safetensors ({_first_line(error)})") from error

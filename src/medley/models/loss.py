@@ -22,15 +22,16 @@ CHUNK_POSITIONS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """int64 [B, L] each;
+    """int64 [B, L] each; attention is plain causal, or kept inside windows in one of two ways.
 
-    `mask` is bool [B, 1, L, L] (True: may attend) or None for plain causal attention.
+    `mask` is bool [B, 1, L, L] (True: may attend); `lengths` are those of all windows and paddings, row after row.
     """
 
     tokens: Tensor
     positions: Tensor
     labels: Tensor
     mask: Tensor | None
+    lengths: tuple[int, ...]
     real_tokens: int
 
 
@@ -48,11 +49,17 @@ def segment_mask(segments: Tensor) -> Tensor | None:
 
 def hidden_states(network: Any, batch: Batch) -> Tensor:
     """The last hidden states, [B, L, D]."""
-    decoder = plain(network).base_model
-    output: Tensor = decoder(
-        input_ids=batch.tokens, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
-    ).last_hidden_state
+    output: Tensor = plain(network).base_model(**_inputs(batch)).last_hidden_state
     return output
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    inputs = {"input_ids": batch.tokens, "position_ids": batch.positions, "use_cache": False}
+    if not batch.lengths:
+        return inputs | {"attention_mask": batch.mask}
+    # Four dimensions are taken as they are; without a mask, transformers would build its own from the positions.
+    whole = batch.tokens.new_ones(1, 1, 1, 1, dtype=torch.bool)
+    return inputs | {"attention_mask": whole, "segment_lengths": batch.lengths}
 
 
 def plain(network: Any) -> Any:
@@ -62,11 +69,29 @@ def plain(network: Any) -> Any:
 
 def token_losses(network: Any, batch: Batch) -> tuple[Tensor, int, Tensor]:
     """(sum of the token losses in fp32, how many, how many were predicted right)."""
+    if changes_logits(plain(network).config):
+        return _whole_logits(network, batch)
     labels = batch.labels.flatten()
     where = (labels != IGNORED).nonzero().squeeze(1)
     hidden_ND = hidden_states(network, batch).flatten(0, 1).index_select(0, where)
-    total, correct = head_loss(plain(network).get_output_embeddings(), hidden_ND, labels.index_select(0, where))
+    head = plain(network).get_output_embeddings()
+    total, correct = head_loss(head, hidden_ND, labels.index_select(0, where))
     return total, int(where.numel()), correct
+
+
+def changes_logits(config: Any) -> bool:
+    """Whether the family does more to logits than multiply by the head (Gemma, Cohere, Granite)."""
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    return any(getattr(config, name, None) not in (None, 1, 1.0) for name in names)
+
+
+def _whole_logits(network: Any, batch: Batch) -> tuple[Tensor, int, Tensor]:
+    """The ordinary way, for families with logits of their own making."""
+    logits = plain(network)(**_inputs(batch)).logits.flatten(0, 1).float()
+    labels = batch.labels.flatten()
+    correct = (logits.argmax(-1) == labels).sum()
+    total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total, int((labels != IGNORED).sum()), correct
 
 
 def head_loss(head: nn.Module, hidden_ND: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,9 +122,7 @@ class _FusedHead(torch.autograd.Function):
             total += (norm - chosen).sum()
             if not (wants_hidden or wants_weight):
                 continue
-            slope = logits.sub_(norm[:, None]).exp_()
-            slope[torch.arange(len(labels), device=labels.device), labels] -= 1
-            slope = slope.to(weight_VD.dtype)
+            slope = _slope(logits, norm, labels).to(weight_VD.dtype)
             if grad_ND is not None:
                 torch.mm(slope, weight_VD, out=grad_ND[at : at + CHUNK_POSITIONS])
             if grad_VD is not None:
@@ -113,6 +136,13 @@ class _FusedHead(torch.autograd.Function):
         grad_ND, grad_VD = ctx.saved_tensors
         scale = grads[0]
         return _scaled(grad_ND, scale), _scaled(grad_VD, scale), None
+
+
+def _slope(logits_NV: Tensor, norm_N: Tensor, labels_N: Tensor) -> Tensor:
+    """Predicted minus wanted probabilities; overwrites the logits."""
+    slope_NV = logits_NV.sub_(norm_N[:, None]).exp_()
+    slope_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1
+    return slope_NV
 
 
 def _scaled(grad: Tensor | None, scale: Tensor) -> Tensor | None:
