@@ -15,6 +15,7 @@ from medley.engines.causal_lm import CausalLMTask, open_causal_lm, prepare_token
 from medley.engines.train import TrainEngine, Work
 from medley.models import presets
 from medley.models.load import load_model
+from medley.protocol.errors import UserError
 from medley.protocol.spec import Data, JobSpec, Lora, Model, Optimizer, Train
 
 LLAMA = presets.Preset("llama", 32, 2, 4, 2, 64, 128)
@@ -118,3 +119,11 @@ def test_adapters_alone_travel_and_load_in_plain_peft(base: str, tmp_path: Path)
     tokens = torch.tensor([[1, 4, 30, 40, 50]])
     expected = made.network.eval()(input_ids=tokens).logits
     torch.testing.assert_close(plain(input_ids=tokens).logits, expected)
+
+
+def test_a_question_longer_than_the_context_is_refused_before_training(tmp_path: Path) -> None:
+    spec = job(tmp_path)
+    path = Path(spec.data.path)
+    path.write_text(path.read_text() + json.dumps({"question": "why " * 200, "answer": "So."}) + "\n")
+    with pytest.raises(UserError, match=r"question 'a/31' is \d+ tokens long, but model.context_tokens is 64"):
+        open_task(spec, tmp_path)

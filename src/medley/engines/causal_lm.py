@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from medley.data.examples import Example
 from medley.data.pack import Row, alone, arrays, lengths, pack
 from medley.data.prepare import Prepared, open_prepared
-from medley.data.template import Window, windows
+from medley.data.template import Window, check_questions, windows
 from medley.engines.memory import TOKENS_AT_ONCE
 from medley.engines.task import Loss, Task
 from medley.models.dtype import choose_device
@@ -129,9 +130,17 @@ def _tokens(value: list[Window]) -> int:
 
 
 def prepare_tokenizer(spec: JobSpec, prepared: Prepared, directory: Path) -> Any:
-    """The tokenizer directory that every machine gets: trained on the training texts for a preset, copied
-    otherwise.
+    """The tokenizer directory that every machine gets: trained on the training texts for a preset, copied otherwise.
+
+    Raises `UserError` for a question that fills the context: better here than in the middle of an epoch.
     """
+    tokenizer = _tokenizer(spec, prepared, directory)
+    every = chain(prepared.train, prepared.heldout)
+    check_questions(tokenizer, every, spec.model.context_tokens, spec.data.template)
+    return tokenizer
+
+
+def _tokenizer(spec: JobSpec, prepared: Prepared, directory: Path) -> Any:
     if is_preset(spec.model.base):
         texts = (text for e in prepared.train for text in (e.question, e.answer))
         return train_tokenizer(texts, spec.model.vocab_size, directory, spec.model.context_tokens)
