@@ -1,4 +1,6 @@
-"""What feeds the page of a running coordinator: its own state and chronicle, and a serving process on demand."""
+"""What feeds the page of a running coordinator: its own state and chronicle, and a serving process on
+demand.
+"""
 
 from __future__ import annotations
 

@@ -162,6 +162,7 @@ class TokenCreated:
     secret_sha256: str
     expires_wall_ns: int
     uses: int
+    role: str
 
 
 @dataclass(frozen=True, slots=True)

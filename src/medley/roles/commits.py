@@ -14,13 +14,14 @@ from medley.policies import pace, rounds, staleness
 from medley.policies.grace import allowance_ns
 from medley.policies.rounds import RoundView
 from medley.policies.weights import Candidate, member_weights, step_scale
-from medley.protocol.ids import NodeId, UpdateId
+from medley.protocol.ids import NS_PER_S, NodeId, UpdateId
 from medley.protocol.messages import Commit, Outcome, UpdateReady
 from medley.protocol.records import Aborted, Committed, MemberRecord, StateChanged
 from medley.roles import grants, ledger
 from medley.roles.context import Context
 from medley.roles.roster import InFlight, replica_nodes
 
+ORPHAN_NS = 60 * NS_PER_S
 HOPELESS = 4  # refusals for NaN in a row, without one commit between them
 
 
@@ -32,6 +33,7 @@ def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> N
     if verdict is not None:
         ctx.send(node, verdict)
         return
+    ctx.unpin_everything_of(node)
     worker = ctx.roster.workers.get(node)
     if worker is not None:
         _measure_speed(ctx, node, report, now_ns)
@@ -50,6 +52,8 @@ def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | N
     held = ctx.ledger.leases
     if any(n not in held or held[n].node != node for n in report.leases):
         return Outcome(job, generation, update, "drop", ctx.state.version, "its leases are no longer this worker's")
+    if grants.sent_leases(ctx) & set(report.leases):
+        return Outcome(job, generation, update, "drop", ctx.state.version, "another update has its leases")
     return None
 
 
@@ -65,7 +69,8 @@ def _measure_speed(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int)
 
 def advance(ctx: Context, now_ns: int) -> None:
     """Refuse what must be refused, then commit what policy says."""
-    if ctx.state.state != "running" or ctx.lost_shards:
+    _drop_orphans(ctx, now_ns)
+    if ctx.state.state != "running" or ctx.lost_shards or ctx.holding:
         return
     places = ctx.state.places
     complete = [u for u in ctx.roster.updates if ctx.roster.complete(u, places)]
@@ -116,10 +121,20 @@ def _refuse(ctx: Context, update: UpdateId) -> bool:
     limit = staleness.bound(ctx.prepared.spec.train.sync, speed)
     if age <= limit:
         return False
-    second = any(ctx.ledger.leases[n].carried for n in flight.report.leases)
-    carry = not second and not ledger.exhausted(ctx.ledger)
+    waits = any(h.carried and h.node == flight.node for h in ctx.ledger.leases.values())
+    carry = not waits and not ledger.exhausted(ctx.ledger)
     _abort(ctx, update, carry, f"staleness {age} is over the bound of {limit}")
     return True
+
+
+def _drop_orphans(ctx: Context, now_ns: int) -> None:
+    """Parts that arrived again after their update was decided, or whose worker died before it announced them."""
+    roster = ctx.roster
+    unknown = [u for u in roster.staged if u not in roster.updates]
+    roster.orphans = {u: roster.orphans.get(u, now_ns) for u in unknown}
+    for update, since_ns in list(roster.orphans.items()):
+        if now_ns - since_ns > ORPHAN_NS:
+            ctx.drop_update(update)
 
 
 def _abort(ctx: Context, update: UpdateId, carry: bool, reason: str) -> None:

@@ -63,6 +63,11 @@ class Context:
     pins: dict[Version, set[str]] = field(default_factory=dict)
     lost_shards: dict[tuple[NodeId, int], str] = field(default_factory=dict)
     broken_ns: int = 0
+    began_ns: int = 0  # when this coordinator began with this run
+    stopping: bool = False
+    seeding: int = -1  # the shard that gets a new backup
+    seeded_ns: int = 0
+    tries: int = 0  # of preparing or exporting
     round_size: dict[int, int] = field(default_factory=dict)
     round_opened_ns: int = 0
     round_times_ns: deque[int] = field(default_factory=lambda: deque(maxlen=32))
@@ -120,6 +125,11 @@ class Context:
 
     # -- shards -----------------------------------------------------------------------------------------------
 
+    @property
+    def holding(self) -> bool:
+        """No commits now: a checkpoint of the present version is on its way."""
+        return self.stopping or self.seeding >= 0
+
     def shards_ready(self) -> bool:
         """Every replica in the placement is loaded in this generation."""
         if not self.state.places or self.lost_shards:
@@ -148,6 +158,13 @@ class Context:
             del self.pins[version]
             for place in self.state.places:
                 self.send(place.primary, Unpin(self.job, self.generation, place.shard, version))
+
+    def forget_pins(self) -> None:
+        """Those who kept the pinned versions are gone: whoever reads or writes them must ask again."""
+        self.pins.clear()
+        self.measuring, self.measuring_node = -1, ""
+        if self.saving is not None and not self.saving.sealing:
+            self.saving = None
 
     def unpin_everything_of(self, owner: str) -> None:
         for version in list(self.pins):

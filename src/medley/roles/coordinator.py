@@ -187,13 +187,13 @@ class Coordinator:
         match report:
             case Opened(address):
                 self.vault = address
-                for run in self.runs.values():
-                    run.vault_opened(address)
+                if self.active in self.runs:
+                    self.runs[self.active].vault_opened(address)
             case EngineExited(reason):
                 return [Explain("vault", f"the vault ended and starts again: {reason}")]
             case PeersKnown():
-                for run in self.runs.values():
-                    run.engine_said(report, now_ns)
+                if self.active in self.runs:
+                    self.runs[self.active].engine_said(report, now_ns)
             case JobPrepared(job) | Sealed(job) | Exported(job):
                 self.runs[job].engine_said(report, now_ns)
             case Failed(_, subject) if subject in self.runs:
@@ -210,7 +210,6 @@ class Coordinator:
         record = Submitted(event.job, event.spec, event.wall_ns)
         run = TrainingRun(RunState(event.job, event.spec), self.pool)
         run.fold(record)
-        run.vault_opened(self.vault)
         self.runs[event.job] = run
         return [Persist(stream(event.job), record), Explain(event.job, "submitted")]
 
@@ -231,7 +230,7 @@ class Coordinator:
         """Save what is not saved; the host ends the process when `unsaved` is empty."""
         self.stopping = True
         for run in self.runs.values():
-            run.ctx.save_now = True
+            run.ctx.save_now = run.ctx.stopping = True
         return []
 
     def unsaved(self) -> list[JobId]:
@@ -246,19 +245,20 @@ class Coordinator:
         for job, run in self.runs.items():
             run.ctx.wall_ns = self.wall_ns
             out += run.advance(now_ns) if job == self.active else run.take()
+        if self.active in self.runs and self.runs[self.active].over:
+            self.active = ""
         return out
 
     def _choose(self) -> list[Effect]:
         """The pool goes to the job that waits longest."""
-        active = self.runs.get(self.active)
-        if active is not None and not active.over:
+        if self.active:
             return []
         waiting = [r for r in self.runs.values() if not r.over]
         if not waiting:
             return []
         chosen = min(waiting, key=lambda r: (r.state.state == "queued", r.state.submitted_wall_ns, r.ctx.job))
         self.active = chosen.ctx.job
-        return [Explain(self.active, "it has the pool now: it waited longest"), *chosen.begin()]
+        return [Explain(self.active, "it has the pool now: it waited longest"), *chosen.begin(self.vault, self.term << 32)]
 
 
 def _describe(message: Hello) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from medley.policies import pace, schedule
 from medley.policies.grace import allowance_ns
 from medley.protocol.ids import NS_PER_S, LeaseId, NodeId
-from medley.protocol.messages import Base, Evaluate, Lease, Revoke
+from medley.protocol.messages import Base, Lease, Revoke
 from medley.protocol.records import Leased, Returned
 from medley.roles import ledger
 from medley.roles.context import Context
@@ -23,6 +23,7 @@ HUNG_FLOOR_NS = 30 * NS_PER_S
 def advance(ctx: Context, now_ns: int) -> None:
     if ctx.state.state == "running":
         _revoke_hung(ctx, now_ns)
+        _reopen_stranded(ctx)
         if ctx.prepared.spec.train.sync.mode == "sync":
             _grant_rounds(ctx, now_ns)
         else:
@@ -59,38 +60,45 @@ def take_back(ctx: Context, leases: tuple[LeaseId, ...], reason: str) -> None:
         ctx.explain(f"leases of {node}", reason)
 
 
+def sent_leases(ctx: Context) -> set[LeaseId]:
+    """Leases of updates that have been announced and not decided."""
+    return {n for f in ctx.roster.updates.values() for n in f.report.leases}
+
+
 def open_leases(ctx: Context, node: NodeId) -> list[LeaseId]:
     """Leases that this worker has yet to compute."""
-    sent = {n for f in ctx.roster.updates.values() for n in f.report.leases}
+    sent = sent_leases(ctx)
     return [n for n, h in ctx.ledger.leases.items() if h.node == node and not h.carried and n not in sent]
 
 
 def _grant_rounds(ctx: Context, now_ns: int) -> None:
+    """Fill the present round, and only then the next: which samples a round has does not depend on who is there."""
     ready = ctx.roster.ready_workers()
     if not ready:
         return
     train = ctx.prepared.spec.train
     present = ctx.state.version + 1
+    ctx.round_size = {n: k for n, k in ctx.round_size.items() if n >= present}
     for number in (present, present + AHEAD):
         size = ctx.round_size.setdefault(number, train.sync.slots or len(ready))
         if number == present and not train.sync.slots and not _round(ctx, number):
             size = ctx.round_size[number] = len(ready)
         while len(_round(ctx, number)) < size:
-            node = _least_busy(ctx, ready, number - present)
+            node = _least_busy(ctx, ready, number)
             if node is None or not _grant(ctx, node, train.batch_samples, number, now_ns):
-                break
-    ctx.round_size = {n: k for n, k in ctx.round_size.items() if n >= present}
+                return
 
 
 def _round(ctx: Context, number: int) -> list[HeldLease]:
     return [h for h in ctx.ledger.leases.values() if h.round == number and not h.carried]
 
 
-def _least_busy(ctx: Context, ready: list[NodeId], ahead: int) -> NodeId | None:
-    """The worker with the fewest open leases, if it may have one more."""
-    counts = {node: len(open_leases(ctx, node)) for node in ready}
+def _least_busy(ctx: Context, ready: list[NodeId], number: int) -> NodeId | None:
+    """The worker with the fewest open leases of rounds up to this one, if it is free for one more."""
+    leases = ctx.ledger.leases
+    counts = {node: sum(leases[n].round <= number for n in open_leases(ctx, node)) for node in ready}
     best = min(ready, key=lambda n: (counts[n], n))
-    return best if counts[best] <= ahead else None
+    return best if counts[best] <= number - ctx.state.version - 1 else None
 
 
 def _grant_freely(ctx: Context, now_ns: int) -> None:
@@ -124,44 +132,53 @@ def _answer_bases(ctx: Context, now_ns: int) -> None:
         return  # one older version may be pinned besides a checkpoint's: that bounds a shard's memory
     for node in ctx.roster.ready_workers():
         worker = ctx.roster.workers[node]
-        lease = ctx.ledger.leases.get(worker.wanting)
-        if lease is None or lease.node != node or not _may_begin(ctx, node, lease):
+        lease = _next_lease(ctx, node) if worker.wanting else None
+        if lease is None:
             continue
         ctx.pin(version, node)
-        if ctx.measuring == version and ctx.measuring_node == "":
-            ctx.measuring_node, ctx.measuring_ns = node, now_ns
-        worker.begun[worker.wanting] = now_ns
-        ctx.send(node, Base(ctx.job, ctx.generation, worker.wanting, version, rate(ctx)))
+        worker.begun[lease] = now_ns
         worker.wanting = 0
+        ctx.send(node, Base(ctx.job, ctx.generation, lease, version, rate(ctx)))
 
 
-def _may_begin(ctx: Context, node: NodeId, lease: HeldLease) -> bool:
+def _next_lease(ctx: Context, node: NodeId) -> LeaseId | None:
+    """What this worker may begin now: of the earliest round, and only while it has not too much unsettled."""
     if ctx.state.state != "running":
-        return False
+        return None
     sync = ctx.prepared.spec.train.sync
+    leases = ctx.ledger.leases
+    wanted = open_leases(ctx, node)
     if sync.mode == "sync":
-        return lease.round <= ctx.state.version + 1
-    unsettled = sum(f.node == node for f in ctx.roster.updates.values())
-    return unsettled < sync.in_flight
+        wanted = [n for n in wanted if leases[n].round <= ctx.state.version + 1]
+    elif sum(f.node == node for f in ctx.roster.updates.values()) >= sync.in_flight:
+        return None
+    return min(wanted, key=lambda n: (leases[n].round, n), default=None)
 
 
 def _revoke_hung(ctx: Context, now_ns: int) -> None:
-    """A lease that takes far longer than leases do is given to somebody else."""
+    """A lease that takes far longer than leases do is given to somebody else, and so is all that waits behind it."""
     limit = max(HUNG_FLOOR_NS, 4 * allowance_ns(list(ctx.lease_times_ns), 10.0))
-    sent = {n for f in ctx.roster.updates.values() for n in f.report.leases}
     for worker in ctx.roster.workers.values():
-        for lease, begun_ns in list(worker.begun.items()):
-            if lease not in ctx.ledger.leases:
-                del worker.begun[lease]
-            elif lease not in sent and now_ns - begun_ns > limit:
-                del worker.begun[lease]
-                waited = (now_ns - begun_ns) / NS_PER_S
-                take_back(
-                    ctx,
-                    (lease,),
-                    f"{worker.node} has computed lease {lease} for {waited:.0f} s; others need {limit / NS_PER_S:.0f} s at most",
-                )
+        worker.begun = {n: t for n, t in worker.begun.items() if n in ctx.ledger.leases}
+        late = [n for n, begun_ns in worker.begun.items() if now_ns - begun_ns > limit]
+        sent = sent_leases(ctx)
+        late = [n for n in late if n not in sent]
+        if not late:
+            continue
+        waited_s = (now_ns - worker.begun[late[0]]) / NS_PER_S
+        worker.begun.clear()
+        worker.hung = True
+        ctx.unpin_everything_of(worker.node)
+        gone = tuple(n for n, h in ctx.ledger.leases.items() if h.node == worker.node and n not in sent)
+        reason = f"has computed lease {late[0]} for {waited_s:.0f} s; others need {limit / NS_PER_S:.0f} s at most"
+        take_back(ctx, gone, f"{worker.node} {reason}")
 
 
-def measure_message(ctx: Context) -> Evaluate:
-    return Evaluate(ctx.job, ctx.generation, ctx.measuring)
+def _reopen_stranded(ctx: Context) -> None:
+    """At the end of the samples a carry may find no next update to ride on: its samples are open again."""
+    if not ledger.exhausted(ctx.ledger):
+        return
+    sent = sent_leases(ctx)
+    for number, held in list(ctx.ledger.leases.items()):
+        if held.carried and number not in sent and not open_leases(ctx, held.node):
+            take_back(ctx, (number,), f"{held.node} has no further lease to send its carry with")

@@ -68,7 +68,7 @@ def give_back(state: LedgerState, record: Returned) -> None:
     for number in record.leases:
         held = state.leases.pop(number, None)
         if held is not None:
-            state.opened.append(held.span)
+            state.opened = merge([*state.opened, held.span])
 
 
 def commit(state: LedgerState, record: Committed) -> None:

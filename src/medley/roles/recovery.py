@@ -11,7 +11,7 @@ from medley.policies.placement import Host, assign_blocks, choose_hosts
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import AssignShard, AssignWorker, Peers, Relay, Routes
 from medley.protocol.records import Placed, Promoted, ShardPlace
-from medley.roles.context import BACKUP_PATIENCE_NS, SHARD_PATIENCE_NS, Context
+from medley.roles.context import BACKUP_PATIENCE_NS, NOWHERE, SHARD_PATIENCE_NS, Context
 from medley.roles.roster import ReplicaView, Roster, WorkerView, replica_nodes
 
 
@@ -25,6 +25,7 @@ def advance(ctx: Context, now_ns: int) -> None:
         if ctx.lost_shards:
             _roll_back(ctx, now_ns)
     if ctx.state.places:
+        _seed_backup(ctx, now_ns)
         _enlist(ctx)
         _introduce(ctx)
 
@@ -41,17 +42,17 @@ def _notice_absent_hosts(ctx: Context, now_ns: int) -> None:
     """After a restart of the coordinator, hosts that never come back are lost too."""
     for place in ctx.state.places:
         for node in replica_nodes(place):
-            view = ctx.pool.get(node)
-            if view is None or view.connected or (node, place.shard) in ctx.lost_shards:
+            if _connected(ctx, node) or (node, place.shard) in ctx.lost_shards:
                 continue
+            view = ctx.pool.get(node)
             patience = BACKUP_PATIENCE_NS if place.backup else SHARD_PATIENCE_NS
-            if now_ns - view.lost_ns > patience:
+            if now_ns - (view.lost_ns if view is not None else ctx.began_ns) > patience:
                 lose_shard(ctx, node, place.shard, f"{node} did not come back")
 
 
 def _place(ctx: Context, now_ns: int) -> None:
     spec = ctx.prepared.spec.placement
-    hosts = _hosts(ctx, frozenset())
+    hosts = _hosts(ctx)
     decision = choose_hosts(hosts, spec.shards, spec.replication, {})
     ctx.broken_ns = ctx.broken_ns or now_ns
     early = now_ns - ctx.broken_ns < SHARD_PATIENCE_NS
@@ -85,8 +86,37 @@ def _promote(ctx: Context) -> None:
         )
         ctx.persist(Promoted(place.shard, stays, "", reason))
         ctx.explain(ctx.job, reason)
-        ctx.pins.clear()
-        ctx.saving = None
+        if primary_lost:
+            ctx.forget_pins()
+
+
+def _seed_backup(ctx: Context, now_ns: int) -> None:
+    """A shard that lost its backup gets another one, from a checkpoint of the present version; commits wait for it.
+
+    The new replica then holds all that the primary holds: the parameters by the checkpoint, staged parts by the relay,
+    and nothing can be committed until it has said so, since a commit needs every replica.
+    """
+    alone = [p for p in ctx.state.places if not p.backup] if ctx.prepared.spec.placement.replication == 2 else []
+    spares = {h.node for h in _hosts(ctx)}
+    alone = [p for p in alone if spares - {p.primary}]
+    quiet = now_ns - ctx.seeded_ns > SHARD_PATIENCE_NS
+    if not alone or ctx.state.state != "running" or not ctx.shards_ready() or not (quiet or ctx.seeding >= 0):
+        ctx.seeding = -1
+        return
+    place = alone[0]
+    ctx.seeding = place.shard
+    if ctx.state.checkpoints[-1].version < ctx.state.version:
+        ctx.save_now = True
+        return
+    keep = {p.shard: (p.primary, p.backup) for p in ctx.state.places}
+    chosen = choose_hosts(_hosts(ctx), ctx.prepared.spec.placement.shards, 2, keep).plan
+    if chosen is None:
+        return
+    backup = chosen[place.shard][1]
+    reason = f"shard {place.shard}: {backup} becomes the backup of {place.primary}, from checkpoint {ctx.state.version}"
+    ctx.persist(Promoted(place.shard, place.primary, backup, reason))
+    ctx.explain(ctx.job, reason)
+    ctx.seeding, ctx.seeded_ns = -1, now_ns
 
 
 def _roll_back(ctx: Context, now_ns: int) -> None:
@@ -96,16 +126,13 @@ def _roll_back(ctx: Context, now_ns: int) -> None:
     if waiting and now_ns - ctx.broken_ns < SHARD_PATIENCE_NS:
         ctx.explain(ctx.job, f"waits for {', '.join(waiting)} to return with its shard")
         return
-    if not ctx.state.checkpoints and ctx.state.version > 0 and 0 not in ctx.ledger.bases:
-        ctx.explain(ctx.job, "no good checkpoint is left")
-        return
     spec = ctx.prepared.spec.placement
     keep = {p.shard: (p.primary, p.backup) for p in ctx.state.places}
-    decision = choose_hosts(_hosts(ctx, frozenset()), spec.shards, spec.replication, keep)
+    decision = choose_hosts(_hosts(ctx), spec.shards, spec.replication, keep)
     if decision.plan is None:
         ctx.explain(ctx.job, f"waits for machines: {decision.reason}")
         return
-    version = max(ctx.ledger.bases) if not ctx.state.checkpoints else ctx.state.checkpoints[-1].version
+    version = ctx.state.checkpoints[-1].version
     why = "; ".join(f"shard {s} on {n}: {r}" for (n, s), r in sorted(ctx.lost_shards.items()))
     reason = f"back to checkpoint {version} from version {ctx.state.version}: {why}"
     blocks = {p.shard: p.blocks for p in ctx.state.places}
@@ -118,16 +145,16 @@ def _roll_back(ctx: Context, now_ns: int) -> None:
 def _begin_generation(ctx: Context, now_ns: int) -> None:
     """Nothing volatile survives a rollback, except where the engines listen."""
     old = ctx.roster
-    ctx.roster = Roster(addresses=old.addresses, numbers=old.numbers, keys_number=old.keys_number)
-    ctx.roster.vault_number = old.vault_number
-    ctx.pins.clear()
+    ctx.roster = Roster(
+        addresses=old.addresses, numbers=old.numbers, keys_number=old.keys_number, vault_number=old.vault_number
+    )
+    ctx.forget_pins()
     ctx.lost_shards.clear()
     ctx.broken_ns = 0
     ctx.round_size.clear()
     ctx.round_opened_ns = now_ns
     ctx.granted_ns.clear()
-    ctx.saving = None
-    ctx.measuring = -1
+    ctx.seeding = -1
     ctx.mark_ns = now_ns
 
 
@@ -147,7 +174,7 @@ def _enlist(ctx: Context) -> None:
 
 
 def _shard_assignment(ctx: Context, place: ShardPlace) -> AssignShard:
-    version = ctx.state.checkpoints[-1].version if ctx.state.checkpoints else 0
+    version = ctx.state.checkpoints[-1].version
     threads = ctx.prepared.spec.train.threads
     return AssignShard(ctx.job, ctx.generation, place.shard, ctx.state.plan, place.blocks, version, threads)
 
@@ -159,7 +186,8 @@ def _introduce(ctx: Context) -> None:
         return
     number = min(roster.vault_number, roster.keys_number)
     for replica in roster.replicas.values():
-        if (replica.node, replica.shard) in roster.addresses and replica.told_peers < number:
+        known = roster.numbers.get((replica.node, replica.shard))
+        if known is not None and known <= number and replica.told_peers < number:
             replica.told_peers = number
             ctx.send(replica.node, Peers(ctx.job, ctx.generation, replica.shard, number, roster.keys(), ctx.vault))
     for place in ctx.state.places:
@@ -174,20 +202,24 @@ def _introduce(ctx: Context) -> None:
 
 
 def _introduce_backup(ctx: Context, place: ShardPlace) -> None:
+    """Tell a primary whom to pass its parts on to, once both are admitted; or that there is nobody any more."""
     primary = ctx.roster.replicas.get((place.primary, place.shard))
-    backup = ctx.roster.addresses.get((place.backup, place.shard))
-    if primary is None or backup is None or primary.told_relay == backup:
+    if primary is None:
         return
-    if ctx.roster.admitted((place.primary, place.shard)) and ctx.roster.admitted((place.backup, place.shard)):
+    backup = ctx.roster.addresses.get((place.backup, place.shard), NOWHERE)
+    if primary.told_relay == backup or (backup == NOWHERE and primary.told_relay is None):
+        return
+    admitted = all(ctx.roster.admitted((node, place.shard)) for node in replica_nodes(place))
+    if backup == NOWHERE or admitted:
         primary.told_relay = backup
         ctx.send(place.primary, Relay(ctx.job, ctx.generation, place.shard, backup))
 
 
-def _hosts(ctx: Context, excluded: frozenset[NodeId]) -> list[Host]:
+def _hosts(ctx: Context) -> list[Host]:
     return [
         Host(n, v.capability.memory_bytes, v.capability.worker, 0)
         for n, v in sorted(ctx.pool.items())
-        if _is_host(ctx, n) and n not in excluded
+        if _is_host(ctx, n)
     ]
 
 

@@ -21,6 +21,7 @@ class WorkerView:
 
     node: NodeId
     ready: bool = False
+    hung: bool = False  # a lease was taken from it for taking too long, and it still computes
     wanting: LeaseId = 0
     begun: dict[LeaseId, int] = field(default_factory=dict)  # when its base was granted
     routes: tuple[Route, ...] = ()
@@ -61,6 +62,7 @@ class Roster:
     vault_number: int = -1
     updates: dict[UpdateId, InFlight] = field(default_factory=dict)
     staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
+    orphans: dict[UpdateId, int] = field(default_factory=dict)  # staged but not announced: since when
 
     def introduce(self, engine: Engine, address: Address) -> bool:
         """Remember where an engine listens; True if that is new."""
@@ -119,7 +121,7 @@ class Roster:
         return tuple(found)
 
     def ready_workers(self) -> list[NodeId]:
-        return sorted(n for n, w in self.workers.items() if w.ready)
+        return sorted(n for n, w in self.workers.items() if w.ready and not w.hung)
 
     def speeds(self) -> dict[NodeId, float]:
         return {n: w.tokens_per_s for n, w in self.workers.items() if w.tokens_per_s > 0}

@@ -25,7 +25,7 @@ from medley.protocol.engine import (
     SetPeers,
     VaultReport,
 )
-from medley.protocol.ids import LeaseId, NodeId
+from medley.protocol.ids import LeaseId, NodeId, UpdateId
 from medley.protocol.messages import (
     Address,
     Applied,
@@ -50,6 +50,7 @@ from medley.protocol.messages import (
     Revoke,
     ShardStatus,
     Staged,
+    Unpin,
     UpdateReady,
     WorkerStatus,
 )
@@ -79,13 +80,19 @@ class Run:
     def over(self) -> bool:
         return self.state.state in TERMINAL
 
-    def begin(self) -> list[Effect]:
-        """The pool is this job's now: prepare it, or carry on where its log ends."""
+    def begin(self, vault: Address, number: int) -> list[Effect]:
+        """The pool is this job's now: prepare it, or carry on where its log ends.
+
+        Lists of keys are numbered from `number`, so that what was said to an earlier coordinator is not taken for an
+        answer to this one.
+        """
         ctx = self.ctx
+        ctx.roster.keys_number = max(ctx.roster.keys_number, number)
         if self.state.state == "queued":
             ctx.persist(StateChanged(ctx.job, "preparing", "its data and model are prepared", ctx.wall_ns))
         if self.state.state == "preparing":
             ctx.run(PrepareJob(ctx.job, self.state.spec, ""))
+        self.vault_opened(vault)
         return self.take()
 
     def fold(self, record: JobRecord) -> None:
@@ -103,12 +110,13 @@ class Run:
             replica.told_peers = -1
         for worker in ctx.roster.workers.values():
             worker.routes = ()
-        if not self.over:
-            ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), address))
+        saving.abandon(ctx)
+        ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), address))
 
     def unsaved(self) -> bool:
-        newest = self.state.checkpoints[-1].version if self.state.checkpoints else 0
-        return not self.over and self.state.version > newest and self.ctx.shards_ready()
+        if self.over or not self.state.checkpoints:
+            return False
+        return self.state.version > self.state.checkpoints[-1].version and self.ctx.shards_ready()
 
     def resume(self) -> list[Effect]:
         """From cancelled or failed back to running, from the newest checkpoint, in a new generation."""
@@ -117,12 +125,12 @@ class Run:
             ctx.persist(StateChanged(ctx.job, "preparing", "resumed by a person", ctx.wall_ns))
             return self.take()
         ctx.persist(StateChanged(ctx.job, "running", "resumed by a person", ctx.wall_ns))
-        fresh = Context(self.state, ctx.pool, ctx.vault, ctx.wall_ns, plan=ctx.plan, out=ctx.out)
-        self.ctx = fresh
+        number = ctx.roster.keys_number
+        self.ctx = ctx = Context(self.state, ctx.pool, ctx.vault, ctx.wall_ns, plan=ctx.plan, out=ctx.out)
+        ctx.roster.keys_number = number
         for place in self.state.places:
             for node in replica_nodes(place):
-                recovery.lose_shard(fresh, node, place.shard, "the job was resumed")
-        fresh.run(SetPeers(0, (), fresh.vault))
+                recovery.lose_shard(ctx, node, place.shard, "the job was resumed")
         return self.take()
 
     def take(self) -> list[Effect]:
@@ -133,8 +141,8 @@ class Run:
         """Let every part act on what has changed."""
         ctx = self.ctx
         if ctx.plan is not None and not self.over:
-            if ctx.mark_ns == 0:
-                ctx.mark_ns = ctx.saved_ns = ctx.round_opened_ns = now_ns
+            if ctx.began_ns == 0:
+                ctx.began_ns = ctx.mark_ns = ctx.saved_ns = ctx.round_opened_ns = now_ns
             recovery.advance(ctx, now_ns)
             commits.advance(ctx, now_ns)
             grants.advance(ctx, now_ns)
@@ -154,13 +162,14 @@ class Run:
                 if self.state.state == "preparing":
                     ctx.persist(Prepared(ctx.job, report.plan))
                     ctx.plan = self.state.parsed_plan()
+                    ctx.tries = 0
                     ctx.persist(StateChanged(ctx.job, "running", "", ctx.wall_ns))
             case Sealed():
                 saving.sealed(ctx, report, now_ns)
             case Exported():
                 saving.exported(ctx)
-            case Failed(what, _, reason) if what in ("prepare", "export"):
-                saving.fail(ctx, reason)
+            case Failed(what) if what in ("prepare", "export"):
+                saving.child_failed(ctx, report)
             case Failed(what) if what == "seal":
                 saving.part_failed(ctx, report, now_ns)
             case _:
@@ -189,11 +198,12 @@ class Run:
             case Ready():
                 self._ready(node, message)
             case BaseWanted():
+                ctx.unpin_everything_of(node)
                 if node in ctx.roster.workers:
                     ctx.roster.workers[node].wanting = message.lease
+                    ctx.roster.workers[node].hung = False
             case BaseHeld():
-                if not (ctx.measuring == message.version and ctx.measuring_node == node):
-                    ctx.unpin(message.version, node)
+                saving.base_held(ctx, node, message.version)
             case UpdateReady():
                 commits.announced(ctx, node, message, now_ns)
             case LeaseFailed():
@@ -221,10 +231,12 @@ class Run:
     def _engine_up(self, node: NodeId, message: EngineUp) -> None:
         ctx = self.ctx
         engine = (node, message.shard)
-        known = engine in ctx.roster.addresses
         if not ctx.roster.introduce(engine, message.address):
             return
-        if known and message.shard >= 0 and self._replica(node, message.shard).ready:
+        if message.shard < 0:
+            if node in ctx.roster.workers:
+                ctx.roster.workers[node].routes = ()
+        elif self._replica(node, message.shard).ready:
             recovery.lose_shard(ctx, node, message.shard, "its engine is a new one")
             ctx.roster.introduce(engine, message.address)
         ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), ctx.vault))
@@ -250,7 +262,7 @@ class Run:
             return
         replica = self._replica(node, message.shard)
         replica.ready, replica.version = True, message.version
-        self._catch_up(replica)
+        self._catch_up(replica, frozenset())
 
     def _staged(self, node: NodeId, message: Staged) -> None:
         if (node, message.shard) in self.ctx.roster.replicas:
@@ -293,6 +305,8 @@ class Run:
         mine = [w for w in message.workers if w.job == self.ctx.job]
         for worker in mine:
             self._reconcile_worker(node, worker, fresh, now_ns)
+        if fresh:
+            self._forget_what_was_said(node)
         if fresh and not any(w.generation == self.ctx.generation for w in mine):
             self.ctx.roster.workers.pop(node, None)
             self.ctx.roster.forget((node, -1))
@@ -303,6 +317,18 @@ class Run:
         if fresh:
             self._notice_missing_shards(node, shards)
 
+    def _forget_what_was_said(self, node: NodeId) -> None:
+        """A stream ended, and with it whatever was on its way in either direction."""
+        ctx = self.ctx
+        saving.lose_measurer(ctx, node)
+        if any(p.primary == node for p in self.state.places) and ctx.saving is not None and not ctx.saving.sealing:
+            saving.abandon(ctx)
+        if node in ctx.roster.workers:
+            ctx.roster.workers[node].routes = ()
+        for replica in ctx.roster.replicas.values():
+            if replica.node == node:
+                replica.told_peers, replica.told_relay = -1, None
+
     def _reconcile_worker(self, node: NodeId, status: WorkerStatus, fresh: bool, now_ns: int) -> None:
         ctx = self.ctx
         if status.generation != ctx.generation or self.over:
@@ -311,6 +337,10 @@ class Run:
             return
         if fresh:
             ctx.roster.workers.setdefault(node, WorkerView(node))
+        if status.phase not in ("wanting", "pulling"):
+            ctx.unpin_everything_of(node)
+        if status.phase in ("idle", "wanting") and node in ctx.roster.workers:
+            ctx.roster.workers[node].hung = False
         held = {n for n, h in ctx.ledger.leases.items() if h.node == node}
         foreign = set(status.leases) - held
         if foreign:
@@ -333,41 +363,59 @@ class Run:
         if self.over or not placed:
             ctx.send(node, Leave(ctx.job, status.generation, status.shard, "it is held elsewhere"))
             return
-        if status.generation != ctx.generation or (node, status.shard) in ctx.lost_shards:
+        if status.generation != ctx.generation:
             return
-        replica = ctx.roster.replicas.setdefault((node, status.shard), ReplicaView(node, status.shard))
+        key = (node, status.shard)
+        staged = frozenset(h.update for h in status.staged)
+        if key in ctx.lost_shards:
+            if not status.ready or not self._complete_after(status.version, staged):
+                return
+            del ctx.lost_shards[key]  # it was only away
+        replica = ctx.roster.replicas.setdefault(key, ReplicaView(node, status.shard))
         if not status.ready:
+            if replica.ready:
+                recovery.lose_shard(ctx, node, status.shard, "its engine started anew")
             return
-        replica.ready = True
-        replica.version = status.version
+        replica.ready, replica.version = True, status.version
         for held in status.staged:
-            ctx.roster.stage((node, status.shard), held)
-        self._catch_up(replica)
+            ctx.roster.stage(key, held)
+        for version in status.pinned:
+            if version not in ctx.pins:
+                ctx.send(node, Unpin(ctx.job, ctx.generation, status.shard, version))
+        self._catch_up(replica, staged)
 
-    def _catch_up(self, replica: ReplicaView) -> None:
-        """Say the commits again that a replica has not applied, or give it up if they are gone."""
+    def _complete_after(self, version: int, staged: frozenset[UpdateId]) -> bool:
+        """Could a replica at this version, with these updates staged, be brought to the present version?"""
+        behind = [c for c in self.state.tail if c.number > version]
+        return version + len(behind) >= self.state.version and all(
+            m.update in staged for c in behind for m in c.members
+        )
+
+    def _catch_up(self, replica: ReplicaView, staged: frozenset[UpdateId]) -> None:
+        """Say the commits again that a replica has not applied, or give it up if it cannot apply them any more."""
         ctx = self.ctx
-        behind = [c for c in self.state.tail if c.number > replica.version]
-        if replica.version + len(behind) < self.state.version:
-            reason = f"it is at version {replica.version} and the commits up to {self.state.version} are gone"
+        if not self._complete_after(replica.version, staged):
+            reason = f"it is at version {replica.version} and lacks what was committed up to {self.state.version}"
             recovery.lose_shard(ctx, replica.node, replica.shard, reason)
             return
-        for record in behind:
-            again = Commit(ctx.job, ctx.generation, replica.shard, record.number, record.wire_members(), record.lr)
-            ctx.send(replica.node, again)
+        for record in self.state.tail:
+            if record.number > replica.version:
+                again = Commit(ctx.job, ctx.generation, replica.shard, record.number, record.wire_members(), record.lr)
+                ctx.send(replica.node, again)
 
     def _notice_missing_shards(self, node: NodeId, shards: dict[int, ShardStatus]) -> None:
-        """A node that says Hello without a shard it should hold has lost it."""
+        """A node that says Hello without a shard it should hold has lost it, or was never told of it."""
+        ctx = self.ctx
         for place in self.state.places:
-            if node not in replica_nodes(place):
-                continue
             status = shards.get(place.shard)
-            if status is None or status.generation < self.ctx.generation:
-                loaded = (node, place.shard) in self.ctx.roster.replicas or self.state.version > 0
-                self.ctx.roster.replicas.pop((node, place.shard), None)
-                self.ctx.roster.forget((node, place.shard))
-                if loaded:
-                    recovery.lose_shard(self.ctx, node, place.shard, f"{node} started anew")
+            if node not in replica_nodes(place) or (status is not None and status.generation == ctx.generation):
+                continue
+            key = (node, place.shard)
+            replica = ctx.roster.replicas.pop(key, None)
+            ctx.roster.forget(key)
+            loaded = replica is not None and replica.ready
+            if loaded or self.state.version > self.state.checkpoints[-1].version:
+                recovery.lose_shard(ctx, node, place.shard, f"{node} started anew")
 
     def node_lost(self, node: NodeId) -> None:
         """A node's stream ended and it did not come back in time."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from medley.protocol.codec import text
 from medley.protocol.effects import Compact
-from medley.protocol.engine import ExportJob, Failed, SealCheckpoint, Sealed
+from medley.protocol.engine import ExportJob, Failed, PrepareJob, SealCheckpoint, Sealed
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Evaluate, Evaluated, Leave, PartFailed, PartWritten, WritePart
 from medley.protocol.records import CheckpointSealed, HeldoutMeasured, Returned, Snapshot, StateChanged
@@ -17,8 +17,10 @@ from medley.roles import ledger
 from medley.roles.context import Context, Saving, stream
 
 OWNER = "checkpoint"
+MEASURER = "measurement"
 RETRY_NS = 5 * NS_PER_S
-HOPELESS = 3  # checkpoints that failed in a row before the job stops with the reason
+HOPELESS = 5  # checkpoints that failed in a row before the job stops with the reason
+MEASURE_RETRY_NS = NS_PER_S // 2
 MEASURE_PATIENCE_NS = 120 * NS_PER_S
 
 
@@ -26,6 +28,8 @@ def advance(ctx: Context, now_ns: int) -> None:
     if ctx.state.state == "running" and _over(ctx):
         reason = "every sample was used" if ledger.finished(ctx.ledger) else "the time limit is reached"
         _wind_down(ctx, reason, "finishing")
+    elif ctx.state.state == "finishing" and not _over(ctx):
+        ctx.persist(StateChanged(ctx.job, "running", "a rollback opened samples again", ctx.wall_ns))
     if not ctx.shards_ready():
         return
     _measure(ctx, now_ns)
@@ -63,10 +67,10 @@ def _wind_down(ctx: Context, reason: str, state: str) -> None:
 def _measure(ctx: Context, now_ns: int) -> None:
     """Ask for a measurement of the present version when one is due."""
     if ctx.measuring >= 0:
-        if ctx.measuring_node and now_ns - ctx.measuring_ns > MEASURE_PATIENCE_NS:
+        if now_ns - ctx.measuring_ns > MEASURE_PATIENCE_NS:
             _give_up_measuring(ctx, "no answer")
         return
-    if not _measure_due(ctx):
+    if not _measure_due(ctx) or now_ns - ctx.measuring_ns < MEASURE_RETRY_NS:
         return
     ready = ctx.roster.ready_workers()
     if not ready:
@@ -74,7 +78,7 @@ def _measure(ctx: Context, now_ns: int) -> None:
     waiting = [n for n in ready if ctx.roster.workers[n].wanting] or ready
     node = waiting[ctx.state.version % len(waiting)]
     ctx.measuring, ctx.measuring_node, ctx.measuring_ns = ctx.state.version, node, now_ns
-    ctx.pin(ctx.state.version, node)
+    ctx.pin(ctx.state.version, MEASURER)
     ctx.send(node, Evaluate(ctx.job, ctx.generation, ctx.state.version))
 
 
@@ -89,12 +93,22 @@ def _measure_due(ctx: Context) -> bool:
 
 
 def measured(ctx: Context, node: NodeId, report: Evaluated) -> None:
-    if report.version != ctx.measuring:
+    if report.version != ctx.measuring or node != ctx.measuring_node:
         return
-    ctx.unpin(report.version, node)
+    if report.tokens == 0:
+        _give_up_measuring(ctx, f"{node} could not")
+        return
+    ctx.unpin(report.version, MEASURER)
     ctx.measuring, ctx.measuring_node = -1, ""
     record = HeldoutMeasured(report.version, report.loss, report.tokens, report.accuracy, ctx.state.elapsed_ns)
     ctx.persist(record)
+
+
+def base_held(ctx: Context, node: NodeId, version: int) -> None:
+    """The worker has its own copy of this version now."""
+    ctx.unpin(version, node)
+    if ctx.measuring == version and ctx.measuring_node == node:
+        ctx.unpin(version, MEASURER)
 
 
 def lose_measurer(ctx: Context, node: NodeId) -> None:
@@ -104,7 +118,7 @@ def lose_measurer(ctx: Context, node: NodeId) -> None:
 
 def _give_up_measuring(ctx: Context, reason: str) -> None:
     ctx.explain(ctx.job, f"measurement of version {ctx.measuring} is asked of somebody else: {reason}")
-    ctx.unpin(ctx.measuring, ctx.measuring_node)
+    ctx.unpin(ctx.measuring, MEASURER)
     ctx.measuring, ctx.measuring_node = -1, ""
 
 
@@ -126,7 +140,7 @@ def _save_due(ctx: Context, now_ns: int) -> bool:
 
 
 def _last_saved(ctx: Context) -> int:
-    return ctx.state.checkpoints[-1].version if ctx.state.checkpoints else 0
+    return ctx.state.checkpoints[-1].version
 
 
 def _begin(ctx: Context, now_ns: int) -> None:
@@ -164,11 +178,18 @@ def _seal(ctx: Context, saving: Saving) -> SealCheckpoint:
     )
 
 
+def abandon(ctx: Context) -> None:
+    """Nobody failed, but the answer will never come: begin again when it is due."""
+    if ctx.saving is not None:
+        ctx.unpin(ctx.saving.version, OWNER)
+        ctx.saving = None
+
+
 def part_failed(ctx: Context, report: PartFailed | Failed, now_ns: int) -> None:
-    if ctx.saving is None:
+    if ctx.saving is None or (isinstance(report, PartFailed) and report.version != ctx.saving.version):
         return
-    ctx.unpin(ctx.saving.version, OWNER)
-    version, ctx.saving = ctx.saving.version, None
+    version = ctx.saving.version
+    abandon(ctx)
     ctx.save_failures += 1
     ctx.saved_ns = now_ns
     ctx.explain(ctx.job, f"checkpoint {version} failed: {report.reason}")
@@ -202,6 +223,19 @@ def _finish(ctx: Context) -> None:
     elif not ctx.exporting:
         ctx.exporting = True
         ctx.run(ExportJob(ctx.job, ctx.state.version, ctx.state.plan, ""))
+
+
+def child_failed(ctx: Context, report: Failed) -> None:
+    """Preparing or exporting failed: try again, unless that cannot help."""
+    ctx.tries += 1
+    if report.fatal or ctx.tries >= HOPELESS:
+        fail(ctx, report.reason)
+        return
+    ctx.explain(ctx.job, f"{report.what} failed and is tried again ({ctx.tries}): {report.reason}")
+    if report.what == "prepare":
+        ctx.run(PrepareJob(ctx.job, ctx.state.spec, ""))
+    else:
+        ctx.exporting = False
 
 
 def exported(ctx: Context) -> None:

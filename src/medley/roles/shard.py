@@ -33,7 +33,7 @@ from medley.protocol.engine import (
     WroteVersion,
 )
 from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
-from medley.protocol.ids import Generation, UpdateId, Version
+from medley.protocol.ids import NS_PER_S, Generation, UpdateId, Version
 from medley.protocol.messages import (
     Applied,
     AssignShard,
@@ -59,6 +59,7 @@ from medley.protocol.messages import (
     WritePart,
 )
 
+RETRY_NS = NS_PER_S
 EnginePhase = Literal["down", "opening", "opened", "loading", "ready"]
 
 
@@ -74,6 +75,7 @@ class Shard:
     pins: set[Version] = field(default_factory=set)
     peers: int = 0
     address: EngineUp | None = None
+    failed_ns: int = 0  # when loading failed last, while it waits to be tried again
 
     @property
     def generation(self) -> Generation:
@@ -100,11 +102,11 @@ class Shard:
     def handle(self, event: NodeEvent, now_ns: int) -> list[Effect]:
         match event:
             case Tick():
-                return []
+                return self._load_again(now_ns)
             case Told(message):
                 return self._told(message)  # type: ignore[arg-type]
             case EngineSaid(report):
-                return self._engine_said(report)  # type: ignore[arg-type]
+                return self._engine_said(report, now_ns)  # type: ignore[arg-type]
             case _:
                 assert_never(event)
 
@@ -131,6 +133,8 @@ class Shard:
             case Pin():
                 return self._pinned(message)
             case Unpin():
+                if message.version not in self.pins:
+                    return []
                 self.pins.discard(message.version)
                 return [Run(UnpinVersion(message.version))]
             case WritePart():
@@ -189,7 +193,7 @@ class Shard:
 
     # -- the engine speaks ------------------------------------------------------------------------------------
 
-    def _engine_said(self, report: ShardReport) -> list[Effect]:
+    def _engine_said(self, report: ShardReport, now_ns: int) -> list[Effect]:
         a = self.assignment
         match report:
             case Opened(address):
@@ -216,7 +220,7 @@ class Shard:
                 )
                 return [Report(written)]
             case Failed():
-                return self._failed(report)
+                return self._failed(report, now_ns)
             case EngineExited():
                 return self._exited(report)
             case Progress():
@@ -250,16 +254,31 @@ class Shard:
         waiting = self.waiting.get(self.version + 1)
         return [Report(said), *(self._committed(waiting) if waiting is not None else [])]
 
-    def _failed(self, report: Failed) -> list[Effect]:
+    def _failed(self, report: Failed, now_ns: int) -> list[Effect]:
         a = self.assignment
         if report.what == "write":
             return [Report(PartFailed(a.job, a.generation, a.shard, int(report.subject), report.reason))]
         if report.what == "load":
-            said = LoadFailed(a.job, a.generation, a.shard, int(report.subject), report.reason, report.fatal)
-            return [Report(said)]
+            return self._load_failed(report, now_ns)
         if report.what == "apply":
             return [StopEngine(f"{report.what} failed: {report.reason}")]
         return [Explain(f"shard {a.shard}", f"{report.what} failed: {report.reason}")]
+
+    def _load_failed(self, report: Failed, now_ns: int) -> list[Effect]:
+        """The vault may only be restarting: try again soon, unless the checkpoint itself is no good."""
+        a = self.assignment
+        if self.engine != "loading" or int(report.subject) != a.version:
+            return []
+        if report.fatal:
+            return [Report(LoadFailed(a.job, a.generation, a.shard, a.version, report.reason, True))]
+        self.engine, self.failed_ns = "opened", now_ns
+        return [Explain(f"shard {a.shard}", f"loading checkpoint {a.version} failed, it is tried again: {report.reason}")]
+
+    def _load_again(self, now_ns: int) -> list[Effect]:
+        if self.engine != "opened" or not self.failed_ns or now_ns - self.failed_ns < RETRY_NS:
+            return []
+        self.engine, self.failed_ns = "loading", 0
+        return [Run(LoadShard(self.generation, self.assignment.version))]
 
     def _exited(self, report: EngineExited) -> list[Effect]:
         a = self.assignment

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-import sys
 import threading
 from typing import Any, BinaryIO
 
@@ -47,7 +46,9 @@ class ChildLink:
         self.commands: asyncio.Queue[Any] = asyncio.Queue()
         self._lock = threading.Lock()
         self._out = _take_stdout()
-        reader = threading.Thread(target=self._read, args=(sys.stdin.buffer,), name="pipe", daemon=True)
+        # unbuffered: a daemon thread that holds a buffer's lock at exit aborts the interpreter
+        stream = os.fdopen(os.dup(0), "rb", buffering=0)
+        reader = threading.Thread(target=self._read, args=(stream,), name="pipe", daemon=True)
         reader.start()
 
     def send(self, report: Report) -> None:
@@ -62,14 +63,23 @@ class ChildLink:
 
     def _read(self, stream: BinaryIO) -> None:
         while True:
-            head = stream.read(_LENGTH.size)
-            if len(head) < _LENGTH.size:
-                os._exit(0)  # a computation may hold every other thread; the parent's death must not wait for it
-            (length,) = _LENGTH.unpack(head)
+            (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
             if length > MAX_BYTES:
                 os._exit(1)
-            command = COMMANDS.decode(stream.read(length))
+            command = COMMANDS.decode(_exactly(stream, length))
             self._loop.call_soon_threadsafe(self.commands.put_nowait, command)
+
+
+def _exactly(stream: BinaryIO, nbytes: int) -> bytes:
+    """So many bytes, or the end of this process: a computation may hold every other thread of a child whose
+    parent has died, and its end must not wait for that."""
+    data = bytearray()
+    while len(data) < nbytes:
+        more = stream.read(nbytes - len(data))
+        if not more:
+            os._exit(0)
+        data += more
+    return bytes(data)
 
 
 def _take_stdout() -> BinaryIO:

@@ -39,7 +39,7 @@ def prepare_job(command: PrepareJob) -> JobPrepared:
     root = Path(command.root)
     with tempfile.TemporaryDirectory(prefix="medley-prepare-", dir=root) as folder:
         task, artifacts = _task(spec, Path(folder), ArtifactStore(root / "artifacts"))
-        engine = TrainEngine(task, spec.train, spec.placement)
+        engine = TrainEngine(task, spec.train, spec.placement, torch.float32, SystemClock().now_ns)
         _write_first_checkpoint(spec, command.job, engine, root, Path(folder))
     heldout = task.heldout()
     plan = Plan(
@@ -104,7 +104,7 @@ def export_job(command: ExportJob) -> Exported:
     target = root / "exports" / command.job
     with tempfile.TemporaryDirectory(prefix="medley-export-", dir=root) as folder:
         task = _stored_task(plan, Path(folder), ArtifactStore(root / "artifacts"))
-        engine = TrainEngine(task, plan.spec.train, plan.spec.placement)
+        engine = TrainEngine(task, plan.spec.train, plan.spec.placement, torch.float32, SystemClock().now_ns)
         engine.load_base(command.version, read_checkpoint(root, command.job, command.version, plan.layout()))
         fresh = Path(folder) / "export"
         task.save(engine.network.eval(), fresh)

@@ -152,10 +152,7 @@ class WorkerHost:
 
     def _build(self, task: Any) -> TrainEngine:
         dtype = getattr(task, "dtype", torch.float32)
-        clock = SystemClock()
-        engine = TrainEngine(
-            task, self._spec.train, self._spec.placement, dtype, clock=lambda: clock.now_ns() / 1e9
-        )
+        engine = TrainEngine(task, self._spec.train, self._spec.placement, dtype, SystemClock().now_ns)
         if self._opened.threads and not self._spec.train.threads:
             torch.set_num_threads(self._opened.threads)
         if self._opened.micro_batch:
@@ -184,13 +181,15 @@ class WorkerHost:
     async def _pull(self, generation: int, version: int) -> None:
         """All shards' parts of one version, joined into one flat vector."""
         flat = torch.empty(self._layout.numel, dtype=torch.float32)
+        problem = ""
         try:
             async with asyncio.TaskGroup() as group:
                 for route in self._routes:
                     group.create_task(self._pull_shard(route, generation, version, flat))
         except* (Refused, Unavailable, ValueError) as errors:
-            reason = "; ".join(str(e) for e in errors.exceptions)
-            self._link.send(Failed("pull", str(version), reason, False, False))
+            problem = "; ".join(str(e) for e in errors.exceptions)
+        if problem:
+            self._link.send(Failed("pull", str(version), problem, False, False))
             return
         self._flat, self._version = flat, version
         self._link.send(Pulled(generation, version, flat.nbytes))

@@ -1,0 +1,66 @@
+"""The coordinator's process, as the supervisor starts it: `python -m medley.cli.process_coordinator OPTIONS.json`.
+
+Assembles the host, the operator's answers and the page, and writes where they listen to `address.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from medley.dashboard.pool import serve_page
+from medley.jobs.operator import Operator
+from medley.observe import logs
+from medley.observe.failpoints import describe_process
+from medley.protocol.errors import UserError
+from medley.runtimes.coordinator import CoordinatorHost, CoordinatorOptions
+from medley.runtimes.lifeline import die_with_supervisor, on_stop
+from medley.store.errors import Fenced, StoreFull
+from medley.transports.identity.credentials import write_private
+
+
+async def serve(options: CoordinatorOptions) -> None:
+    """Run until stopped."""
+    host = CoordinatorHost(options)
+    operator = Operator(host)
+    host.authority.enrol("operator", "operator", host.clock.wall_ns()).save(options.directory / "operator.pem")
+    on_stop(host.stop)
+    async with serve_page(host, operator) as http:
+
+        def ready() -> None:
+            assert host.server is not None
+            where = {
+                "control": host.server.control_address,
+                "door": host.server.door_address,
+                "http": http,
+                "pid": os.getpid(),
+                "term": host.term,
+            }
+            write_private(options.directory / "address.json", json.dumps(where).encode())
+
+        await host.run(operator, ready)
+
+
+def main() -> None:
+    options = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=CoordinatorOptions, dec_hook=_path)
+    logs.configure("coordinator", path=options.directory / "logs" / "coordinator.jsonl", stderr=False)
+    describe_process(role="coordinator")
+    die_with_supervisor()
+    try:
+        asyncio.run(serve(options))
+    except* (UserError, Fenced, StoreFull) as errors:
+        print("; ".join(str(e) for e in errors.exceptions), file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def _path(kind: type, value: object) -> object:
+    return Path(str(value)) if kind is Path else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""A node's process, as the supervisor starts it: `python -m medley.cli.process_node OPTIONS.json CREDENTIALS.pem`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+import msgspec
+
+from medley.observe import logs
+from medley.observe.failpoints import describe_process
+from medley.protocol.errors import UserError
+from medley.runtimes.lifeline import die_with_supervisor, on_stop
+from medley.runtimes.node import NodeHost, NodeOptions
+from medley.transports.identity import Credentials
+
+
+async def serve(options: NodeOptions, credentials: Credentials) -> None:
+    """Run until stopped; engines end with us."""
+    task = asyncio.current_task()
+    assert task is not None
+    on_stop(task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await NodeHost(options, credentials).run()
+
+
+def main() -> None:
+    options = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=NodeOptions, dec_hook=_path)
+    logs.configure(options.name, path=options.directory / "node.jsonl", stderr=False)
+    describe_process(role="node", node=options.name)
+    die_with_supervisor()
+    try:
+        asyncio.run(serve(options, Credentials.load(sys.argv[2])))
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def _path(kind: type, value: object) -> object:
+    return Path(str(value)) if kind is Path else value
+
+
+if __name__ == "__main__":
+    main()

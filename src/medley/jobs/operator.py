@@ -1,0 +1,301 @@
+"""What an operator may ask a coordinator, and the answers: the command line, the page and Python speak through this.
+
+Questions and answers are plain JSON. Questions that change something become events of the role; the answer is sent when
+they are in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from medley import __version__
+from medley.jobs.check import check
+from medley.jobs.load import job_from_dict
+from medley.protocol.codec import text
+from medley.protocol.doors import JoinReply, JoinRequest
+from medley.protocol.errors import UserError, did_you_mean
+from medley.protocol.events import Cancel, Resume, Submit
+from medley.protocol.ids import NS_PER_S, NodeId
+from medley.protocol.records import NodeRevoked
+from medley.protocol.wire import Envelope
+from medley.roles import ledger
+from medley.roles.context import NodeView
+from medley.roles.run import Run
+from medley.runtimes.coordinator import CoordinatorHost
+
+FOLLOW_MAX = 4096  # events that may wait for a slow follower before it is told to ask again
+
+Body = dict[str, Any]
+
+
+class Operator:
+    """The control plane's handler: streams go to the host, questions are answered here."""
+
+    def __init__(self, host: CoordinatorHost) -> None:
+        self._host = host
+        self._questions = {
+            "submit": self._submit,
+            "jobs": self._jobs,
+            "job": self._job,
+            "cancel": self._cancel,
+            "resume": self._resume,
+            "status": self._status,
+            "nodes": self._nodes,
+            "explain": self._explain,
+            "token": self._token,
+            "tokens": self._tokens,
+            "revoke": self._revoke,
+            "export": self._export,
+        }
+
+    def connected(self, node: NodeId, boot: str) -> None:
+        self._host.connected(node, boot)
+
+    def heard(self, node: NodeId, envelope: Envelope) -> None:
+        self._host.heard(node, envelope)
+
+    def lost(self, node: NodeId, boot: str) -> None:
+        self._host.lost(node, boot)
+
+    async def join(self, request: JoinRequest) -> JoinReply:
+        return await self._host.join(request)
+
+    async def ask(self, method: str, body: bytes, caller: str) -> bytes:
+        question = self._questions.get(method)
+        if question is None:
+            raise UserError(f"a coordinator cannot be asked '{method}'; {did_you_mean(method, self._questions)}")
+        try:
+            arguments = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise UserError(f"the question '{method}' is not JSON: {error}") from None
+        return msgspec.json.encode(await question(arguments))
+
+    async def follow(self, method: str, body: bytes, caller: str) -> AsyncGenerator[bytes, None]:
+        """Live events of one job (until it is over), or of all."""
+        arguments = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+        job = self.find(str(arguments["job"])) if arguments.get("job") else None
+        queue: asyncio.Queue[Body] = asyncio.Queue(FOLLOW_MAX)
+
+        def offer(entry: Body) -> None:
+            mine = job is None or entry.get("job") == job.ctx.job or entry["kind"] == "decision"
+            if mine and not queue.full():
+                queue.put_nowait(entry)
+
+        stop = self._host.chronicle.listen(offer)
+        try:
+            while job is None or not job.over or not queue.empty():
+                yield msgspec.json.encode(await queue.get())
+        finally:
+            stop()
+
+    # -- jobs -------------------------------------------------------------------------------------------------
+
+    async def _submit(self, body: Body) -> Body:
+        spec = job_from_dict(body.get("spec", {}), "the submitted job")
+        check(spec)
+        job = f"{_slug(spec.name)}-{secrets.token_hex(3)}"
+        self._host.post(Submit(job, text(spec), self._host.clock.wall_ns()))
+        await self._until(lambda: job in self._host.role.runs)
+        return {"job": job}
+
+    async def _jobs(self, body: Body) -> Body:
+        return {"jobs": [self.describe(run) for run in self._host.role.runs.values()]}
+
+    async def _job(self, body: Body) -> Body:
+        run = self.find(str(body.get("job", "")))
+        chronicle = self._host.chronicle
+        return {
+            "job": self.describe(run),
+            "commits": chronicle.curve(run.ctx.job, "commit")[-200:],
+            "heldout": chronicle.curve(run.ctx.job, "heldout"),
+            "checkpoints": [{"version": c.version, "nbytes": c.nbytes} for c in run.state.checkpoints],
+            "spec": msgspec.to_builtins(run.state.parsed_spec()),
+        }
+
+    async def _cancel(self, body: Body) -> Body:
+        run = self.find(str(body.get("job", "")))
+        if run.over:
+            raise UserError(f"job {run.ctx.job} is {run.state.state} already")
+        self._host.post(Cancel(run.ctx.job, self._host.clock.wall_ns()))
+        return {}
+
+    async def _resume(self, body: Body) -> Body:
+        run = self.find(str(body.get("job", "")))
+        if run.state.state not in ("cancelled", "failed"):
+            raise UserError(f"job {run.ctx.job} is {run.state.state}; only a cancelled or failed job is resumed")
+        self._host.post(Resume(run.ctx.job, self._host.clock.wall_ns()))
+        await self._until(lambda: self._host.role.runs[run.ctx.job].state.state not in ("cancelled", "failed"))
+        return {}
+
+    async def _export(self, body: Body) -> Body:
+        run = self.find(str(body.get("job", "")))
+        path = self._host.options.directory / "exports" / run.ctx.job
+        if not path.is_dir():
+            raise UserError(f"job {run.ctx.job} is {run.state.state} and has no result yet")
+        return {"path": str(path)}
+
+    def find(self, name: str) -> Run:
+        """A job by its id, or the newest of that name. Raises UserError."""
+        runs = self._host.role.runs
+        if name in runs:
+            return runs[name]
+        named = [r for r in runs.values() if r.state.parsed_spec().name == name]
+        if not named:
+            known = did_you_mean(name, runs) if runs else "no job was submitted yet"
+            raise UserError(f"there is no job '{name}'; {known}")
+        return max(named, key=lambda r: r.state.submitted_wall_ns)
+
+    def describe(self, run: Run) -> Body:
+        state = run.state
+        samples = state.samples
+        done = ledger.committed_samples(samples) if samples is not None else 0
+        commits = self._host.chronicle.curve(run.ctx.job, "commit")
+        export = self._host.options.directory / "exports" / run.ctx.job
+        return {
+            "job": run.ctx.job,
+            "name": state.parsed_spec().name,
+            "state": state.state,
+            "reason": state.reason,
+            "version": state.version,
+            "samples": done,
+            "total": samples.total if samples is not None else 0,
+            "epoch": done / samples.samples if samples is not None else 0.0,
+            "missing": ledger.missing(samples) if samples is not None else 0,
+            "doubled": samples.doubled if samples is not None else 0,
+            "loss": commits[-1]["loss"] if commits else None,
+            "heldout_first": state.heldout_first if state.measured >= 0 else None,
+            "heldout_last": state.heldout_last if state.measured >= 0 else None,
+            "accuracy": state.accuracy_last if state.measured >= 0 else None,
+            "tokens": state.tokens,
+            "tokens_per_s": _recent_rate(commits),
+            "elapsed_s": state.elapsed_ns / NS_PER_S,
+            "rollbacks": state.rollbacks,
+            "aborted": state.aborted,
+            "generation": state.generation,
+            "submitted_wall_ns": state.submitted_wall_ns,
+            "changed_wall_ns": state.changed_wall_ns,
+            "checkpoint": state.checkpoints[-1].version if state.checkpoints else 0,
+            "export": str(export) if export.is_dir() and state.state == "done" else None,
+        }
+
+    # -- machines ---------------------------------------------------------------------------------------------
+
+    async def _status(self, body: Body) -> Body:
+        return self.snapshot()
+
+    def snapshot(self) -> Body:
+        host = self._host
+        server = host.server
+        return {
+            "term": host.term,
+            "version": __version__,
+            "uptime_s": (host.clock.now_ns() - host.began_ns) / NS_PER_S,
+            "nodes": [self.describe_node(v) for v in host.role.pool.values()],
+            "jobs": [self.describe(run) for run in host.role.runs.values()],
+            "addresses": {
+                "control": server.control_address if server else "",
+                "door": server.door_address if server else "",
+                "vault": host.role.vault.endpoint,
+            },
+        }
+
+    async def _nodes(self, body: Body) -> Body:
+        return {"nodes": [self.describe_node(v) for v in self._host.role.pool.values()]}
+
+    def describe_node(self, view: NodeView) -> Body:
+        run = self._host.role.runs.get(self._host.role.active)
+        worker = run.ctx.roster.workers.get(view.node) if run is not None and not run.over else None
+        shards = (
+            [p.shard for p in run.state.places if view.node in (p.primary, p.backup)]
+            if run is not None and not run.over
+            else []
+        )
+        held = run.state.samples.leases if run is not None and run.state.samples is not None else {}
+        capability = view.capability
+        roles = [n for n, on in (("worker", capability.worker), ("shard", capability.shard)) if on]
+        return {
+            "node": view.node,
+            "connected": view.connected,
+            "roles": roles,
+            "cores": capability.cores,
+            "memory_bytes": capability.memory_bytes,
+            "platform": capability.platform,
+            "tokens_per_s": worker.tokens_per_s if worker else 0.0,
+            "phase": "lost" if not view.connected else "training" if worker and worker.ready else "idle",
+            "leases": sum(h.node == view.node for h in held.values()),
+            "shards": shards,
+            "heard_s_ago": (self._host.clock.now_ns() - view.heard_ns) / NS_PER_S,
+            "reason": self._why(view, run, shards),
+        }
+
+    def _why(self, view: NodeView, run: Run | None, shards: list[int]) -> str:
+        if not view.connected:
+            return "its connection ended"
+        if run is None or run.over:
+            return "no job needs it"
+        parts = []
+        if shards:
+            parts.append(f"holds shard {', '.join(map(str, shards))} of {run.ctx.job}")
+        worker = run.ctx.roster.workers.get(view.node)
+        if worker is not None:
+            parts.append("trains" if worker.ready else "loads its model")
+        elif view.capability.worker:
+            parts.append("waits to be enlisted")
+        return "; ".join(parts) or "keeps parameters for the next job"
+
+    async def _explain(self, body: Body) -> Body:
+        return {"decisions": self._host.chronicle.decisions(str(body.get("subject", "")))}
+
+    async def _token(self, body: Body) -> Body:
+        host = self._host
+        assert host.server is not None
+        lifetime_s, uses = int(body.get("lifetime_s", 3600)), int(body.get("uses", 1))
+        port = host.server.door_address.rpartition(":")[2]
+        names = host.options.advertised or ("127.0.0.1",)
+        addresses = [f"{name}:{port}" for name in names]
+        token, record = host.door.create(addresses, host.clock.wall_ns(), lifetime_s, uses)
+        await host.keep(record)
+        return {"token": token, "id": record.token, "expires_wall_ns": record.expires_wall_ns}
+
+    async def _tokens(self, body: Body) -> Body:
+        found = self._host.door.tokens()
+        return {
+            "tokens": [
+                {"id": t.id, "uses": t.uses, "used": len(t.redeemed), "expires_wall_ns": t.expires_ns}
+                for t in found
+            ]
+        }
+
+    async def _revoke(self, body: Body) -> Body:
+        node, reason = str(body.get("node", "")), str(body.get("reason", "") or "by a person")
+        if node not in self._host.role.pool:
+            known = did_you_mean(node, self._host.role.pool) if self._host.role.pool else "none has joined"
+            raise UserError(f"there is no node '{node}'; {known}")
+        await self._host.keep(NodeRevoked(node, reason))
+        self._host.revoke(node, reason)
+        return {}
+
+    async def _until(self, condition: Any) -> None:
+        """An event that was just posted takes effect within a tick."""
+        while not condition():
+            await self._host.settled()
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:40] or "job"
+
+
+def _recent_rate(commits: list[Body]) -> float:
+    """Tokens a second over the last commits."""
+    recent = commits[-20:]
+    if len(recent) < 2:
+        return 0.0
+    seconds = recent[-1]["elapsed_s"] - recent[0]["elapsed_s"]
+    return sum(c["tokens"] for c in recent[1:]) / seconds if seconds > 0 else 0.0
+

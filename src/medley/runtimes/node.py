@@ -1,0 +1,285 @@
+"""A machine of the pool: hosts worker and shard roles, one control stream, one engine process below each role.
+
+Promises: roles hear their events one at a time, in order; an engine's death is an event, never the node's; a silent engine
+is ended; the node reconnects for ever. Leaves all decisions to the roles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import assert_never
+
+import psutil
+
+from medley.observe.failpoints import hit
+from medley.observe.logs import logger
+from medley.protocol import effects as fx
+from medley.protocol.engine import EngineExited, OpenShard, OpenWorker, Progress
+from medley.protocol.engine import Report as EngineReport
+from medley.protocol.events import EngineSaid, Event, Tick, Told
+from medley.protocol.ids import NS_PER_S, JobId, NodeId
+from medley.protocol.messages import (
+    AssignShard,
+    AssignWorker,
+    Capability,
+    FromNode,
+    Heartbeat,
+    Hello,
+    Leave,
+    Refused,
+    ToNode,
+    Welcome,
+)
+from medley.protocol.wire import Envelope
+from medley.roles.shard import Shard
+from medley.roles.worker import Worker
+from medley.runtimes.children.environment import HOST, ROOM
+from medley.runtimes.clock import SystemClock
+from medley.runtimes.process import EngineProcess
+from medley.transports.control.client import ControlClient
+from medley.transports.identity import Credentials
+
+TICK_S = 0.25
+SILENT_ENGINE_NS = 60 * NS_PER_S  # an engine says `Progress` every second; so long without it means it hangs
+RESPAWN_FIRST_S, RESPAWN_LAST_S, STEADY_NS = 0.1, 10.0, 10 * NS_PER_S
+
+Key = tuple[JobId, int]  # shard -1: the worker
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """`tensor_host` is the address under which peers reach this machine's tensor sockets."""
+
+    name: NodeId
+    control: str
+    directory: Path
+    worker: bool = True
+    shard: bool = True
+    tensor_host: str = "127.0.0.1"
+    threads: int = 0
+    allow_code: bool = False
+
+
+@dataclass(slots=True)
+class Hosted:
+    """A role and its engine's process."""
+
+    role: Worker | Shard
+    process: EngineProcess | None = None
+    task: asyncio.Task[None] | None = None
+    heard_ns: int = 0
+    born_ns: int = 0
+    respawn_s: float = RESPAWN_FIRST_S
+
+
+class NodeHost:
+    """Runs one node until cancelled."""
+
+    def __init__(self, options: NodeOptions, credentials: Credentials) -> None:
+        self._options = options
+        self._credentials = credentials
+        self._boot = secrets.token_hex(4)
+        self._clock = SystemClock()
+        self._roles: dict[Key, Hosted] = {}
+        self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+        self._client = ControlClient(rng=random.Random(self._boot))
+        self._tasks: asyncio.TaskGroup | None = None
+        self._heartbeat_s = 1.0
+        self._said = ""
+        self._log = logger("node", node=options.name)
+
+    async def run(self) -> None:
+        """Connect, host roles, never return."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self._consume())
+            tasks.create_task(self._tick())
+            tasks.create_task(self._beat())
+            await self._client.run(
+                self._options.control,
+                self._credentials,
+                self._hello,
+                self._inbox,
+                disconnected=self._disconnected,
+            )
+
+    # -- the control stream -----------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        beat = self._heartbeat()
+        return Hello(self._options.name, self._boot, self._capability(), beat.workers, beat.shards)
+
+    def _heartbeat(self) -> Heartbeat:
+        roles = [hosted.role for hosted in self._roles.values()]
+        workers = tuple(role.status() for role in roles if isinstance(role, Worker))
+        shards = tuple(role.status() for role in roles if isinstance(role, Shard))
+        return Heartbeat(self._options.name, workers, shards)
+
+    def _capability(self) -> Capability:
+        options = self._options
+        memory = psutil.virtual_memory().available
+        cores = os.cpu_count() or 1
+        system = f"{platform.system()} {platform.machine()}"
+        return Capability(cores, memory, system, "", options.worker, options.shard)
+
+    def _inbox(self, envelope: Envelope) -> None:
+        self._events.put_nowait(lambda: self._told(envelope.message))
+
+    def _disconnected(self, reason: str) -> None:
+        if reason != self._said:
+            self._said = reason
+            self._log.warning("disconnected", reason=reason)
+
+    def _send(self, message: FromNode) -> None:
+        kind = type(message).__name__
+        hit(f"node.send.before.{kind}")
+        self._client.send(message)
+        hit(f"node.send.after.{kind}")
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    async def _consume(self) -> None:
+        while True:
+            (await self._events.get())()
+
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep(TICK_S)
+            for key in list(self._roles):
+                self._give(key, Tick())
+            self._end_silent_engines()
+
+    async def _beat(self) -> None:
+        while True:
+            await self._clock.sleep(self._heartbeat_s)
+            self._send(self._heartbeat())
+
+    def _told(self, message: ToNode) -> None:
+        match message:
+            case Welcome():
+                self._said = ""
+                self._heartbeat_s = message.heartbeat_ms / 1000
+                self._log.info("connected", term=message.term)
+                for key in list(self._roles):
+                    self._give(key, Told(message))
+            case Refused(reason):
+                self._log.error("refused", reason=reason)
+            case AssignWorker(job):
+                threads = message.threads or self._options.threads
+                self._assigned((job, -1), replace(message, threads=threads))
+            case AssignShard(job, _, shard):
+                self._assigned((job, shard), replace(message, threads=message.threads or 1))
+            case Leave(job, _, shard):
+                self._leave((job, shard), message)
+            case _:
+                shard = getattr(message, "shard", -1)
+                self._give((message.job, shard), Told(message))
+
+    def _assigned(self, key: Key, message: AssignWorker | AssignShard) -> None:
+        if key in self._roles:
+            self._give(key, Told(message))
+            return
+        options = self._options
+        role: Worker | Shard
+        if isinstance(message, AssignWorker):
+            role = Worker(options.name, self._boot, message, options.allow_code)
+        else:
+            role = Shard(message)
+        self._roles[key] = Hosted(role)
+        self._log.info("assigned", job=key[0], shard=key[1], generation=message.generation)
+        self._execute(key, role.start())
+
+    def _leave(self, key: Key, message: Leave) -> None:
+        hosted = self._roles.pop(key, None)
+        if hosted is not None:
+            self._log.info("left", job=key[0], shard=key[1], reason=message.reason)
+            if hosted.task is not None:
+                hosted.task.cancel()
+
+    def _give(self, key: Key, event: Event) -> None:
+        hosted = self._roles.get(key)
+        if hosted is not None:
+            self._execute(key, hosted.role.handle(event, self._clock.now_ns()))  # type: ignore[arg-type]
+
+    def _execute(self, key: Key, effects: list[fx.Effect]) -> None:
+        hosted = self._roles[key]
+        for effect in effects:
+            match effect:
+                case fx.Report(message):
+                    self._send(message)
+                case fx.Run(OpenWorker() | OpenShard()):
+                    self._spawn(key, hosted, effect)
+                case fx.Run(command):
+                    if hosted.process is not None:
+                        hosted.process.say(command)
+                case fx.StopEngine(reason):
+                    self._log.warning("engine is ended", shard=key[1], reason=reason)
+                    if hosted.process is not None:
+                        hosted.process.kill()
+                case fx.Explain(subject, text):
+                    self._log.info("because", subject=subject, text=text)
+                case fx.Reject(peer, reason):
+                    self._log.warning("refused", peer=peer, reason=reason)
+                case fx.Persist() | fx.Compact() | fx.Send() | fx.Close():
+                    raise AssertionError(f"a node's role cannot {effect}")
+                case _:
+                    assert_never(effect)
+
+    # -- engines ----------------------------------------------------------------------------------------------
+
+    def _spawn(self, key: Key, hosted: Hosted, effect: fx.Run) -> None:
+        """A fresh process; after quick deaths, later and later."""
+        assert self._tasks is not None
+        now_ns = self._clock.now_ns()
+        delay_s = 0.0
+        if hosted.born_ns:
+            steady = now_ns - hosted.born_ns > STEADY_NS
+            delay_s = hosted.respawn_s = RESPAWN_FIRST_S if steady else min(2 * hosted.respawn_s, RESPAWN_LAST_S)
+        kind = "worker" if isinstance(effect.command, OpenWorker) else "shard"
+        process = EngineProcess(kind, lambda report: self._reported(key, process, report), self._environment())
+        process.say(effect.command)
+        hosted.process = process
+        hosted.born_ns = hosted.heard_ns = now_ns + int(delay_s * NS_PER_S)
+        hosted.task = self._tasks.create_task(self._live(process, delay_s))
+
+    async def _live(self, process: EngineProcess, delay_s: float) -> None:
+        if delay_s:
+            await self._clock.sleep(delay_s)
+        await process.run()
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            HOST: self._options.tensor_host,
+            ROOM: str(self._options.directory),
+            "OMP_NUM_THREADS": str(self._options.threads or 1),
+        }
+
+    def _reported(self, key: Key, process: EngineProcess, report: EngineReport) -> None:
+        def act() -> None:
+            hosted = self._roles.get(key)
+            if hosted is None or hosted.process is not process:
+                return
+            hosted.heard_ns = self._clock.now_ns()
+            if isinstance(report, EngineExited):
+                hosted.process = None
+            if not isinstance(report, Progress):
+                hit(f"node.hear.{type(report).__name__}")
+                self._give(key, EngineSaid(report))
+
+        self._events.put_nowait(act)
+
+    def _end_silent_engines(self) -> None:
+        """A worker's engine that stopped saying Progress hangs; ending it is an event like any death."""
+        now_ns = self._clock.now_ns()
+        for hosted in self._roles.values():
+            ready = isinstance(hosted.role, Worker) and hosted.role.engine == "ready"
+            if ready and hosted.process is not None and now_ns - hosted.heard_ns > SILENT_ENGINE_NS:
+                self._log.warning("engine is silent and is ended")
+                hosted.process.kill()
