@@ -91,10 +91,13 @@ def parse(text: str, name: str, is_json: bool = False) -> tuple[Any, Lines]:
 
 def scalar(text: str) -> Any:
     """A value of the command line, read as YAML reads it. Raises ValueError when it cannot."""
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
-    except yaml.YAMLError as error:
+        return loader.get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(_first_line(error)) from error
+    finally:
+        loader.dispose()
 
 
 def _parse_json(text: str, name: str) -> Any:
