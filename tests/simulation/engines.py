@@ -252,7 +252,7 @@ class ShardEngine:
                 self._later(w.jitter(20 * MS), e.Opened(self.address))
             case e.SetPeers():
                 self.admitted = frozenset(command.keys)
-                self._later(w.jitter(2 * MS), e.PeersKnown(command.number))
+                self._later(2 * MS, e.PeersKnown(command.number))
             case e.LoadShard():
                 self._forget()
                 self.generation = command.generation

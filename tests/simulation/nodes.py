@@ -59,6 +59,7 @@ class Node:
         self.roles.clear()
         if self.stream is not None:
             self.stream.cut()
+            self.stream = None
 
     def connect(self, boot: int) -> None:
         if not self.alive or boot != self.boot or (self.stream is not None and self.stream.open):

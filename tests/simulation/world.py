@@ -247,7 +247,7 @@ class World:
         life = self.life
         match command:
             case e.SetPeers():
-                self.kernel.after(self.jitter(2 * MS), self._set_peers, command, self.vault.lives)
+                self.kernel.after(2 * MS, self._set_peers, command, self.vault.lives)
             case e.PrepareJob():
                 self.kernel.after(self.jitter(300 * MS), self._prepared, life, command)
             case e.SealCheckpoint():

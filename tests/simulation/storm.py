@@ -1,0 +1,206 @@
+"""A whole run under seeded faults: a storm of deaths, then calm, in which the run must finish.
+
+Each seed draws the job, the pool, and which kinds of fault happen how often (swarm testing): a fault that is always
+there hides bugs that need its absence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
+from tests.simulation.kernel import MS, S
+from tests.simulation.nodes import Node
+from tests.simulation.world import World
+
+STORM_NS = 40 * S
+DEADLINE_NS = 400 * S
+CHANCES = {
+    "crash": 0.01,
+    "pull fails": 0.05,
+    "push fails": 0.1,
+    "compute fails": 0.005,
+    "out of memory": 0.03,
+    "not finite": 0.01,
+    "write fails": 0.05,
+    "seal fails": 0.05,
+}
+
+
+def draw_spec(random: Random) -> JobSpec:
+    mode = random.choice(["sync", "async", "local-sgd"])
+    deterministic = mode == "sync" and random.random() < 0.2
+    return JobSpec(
+        name="j",
+        train=Train(
+            epochs=random.choice([1.0, 1.0, 1.5, 2.0]),
+            batch_samples=random.choice([1, 2, 3]),
+            aggregation="sum",
+            optimizer=Optimizer(kind="sgd", lr=1.0, schedule="constant", warmup_fraction=0.0, clip_norm=0.0),
+            sync=Sync(
+                mode=mode,  # type: ignore[arg-type]
+                local_steps=random.choice([1, 2, 4]) if mode == "local-sgd" else 1,
+                slots=random.choice([2, 3]) if deterministic else random.choice([0, 0, 2, 4]),
+                quorum=random.choice([0.5, 0.75, 1.0]),
+                staleness_bound=random.choice([0, 1, 4]),
+                staleness_adaptive=random.random() < 0.3,
+                staleness_power=0.0,
+                in_flight=random.choice([1, 2, 3]),
+            ),
+            deterministic=deterministic,
+            eval_every_commits=random.choice([0, 3, 7]),
+        ),
+        placement=Placement(
+            shards=random.choice([1, 2, 3]), replication=random.choice([1, 1, 2]), block_elements=4
+        ),
+        checkpoint=Checkpoint(
+            every_s=random.choice([1.0, 3.0, 10.0]), every_commits=random.choice([0, 0, 4]), keep=2
+        ),
+    )
+
+
+def draw_world(seed: int) -> World:
+    random = Random(seed)
+    spec = draw_spec(random)
+    world = World(seed, spec, random.randint(6, 80), heldout=random.choice([0, 4]))
+    world.latency_ns = random.choice([1, 10, 100]) * MS
+    for i in range(random.randint(2, 5)):
+        kind = random.random()
+        world.add_node(f"n{i}", worker=i == 0 or kind < 0.8, shard=i < 2 or kind > 0.3)
+    return world
+
+
+class Storm:
+    """Faults by the rates that a seed drew, until the calm."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.random = Random(world.random.random())
+        self.calm = False
+        faults: list[Callable[[], None]] = [
+            self._node,
+            self._engine,
+            self._coordinator,
+            self._vault,
+            self._link,
+            self._hang,
+            self._slow,
+            self._damage,
+            self._cancel,
+        ]
+        for fault in faults:
+            if self.random.random() < 0.5:
+                self._again(fault, int(self.random.choice([2, 5, 15]) * S))
+        for what, chance in CHANCES.items():
+            if self.random.random() < 0.4:
+                world.chances[what] = chance * self.random.choice([0.3, 1, 2])
+        world.kernel.after(STORM_NS, self._end)
+
+    def _again(self, fault: Callable[[], None], mean_ns: int) -> None:
+        def strike() -> None:
+            if not self.calm:
+                self.world.happened[fault.__name__] += 1
+                fault()
+                self._again(fault, mean_ns)
+
+        self.world.kernel.after(int(self.random.expovariate(1 / mean_ns)), strike)
+
+    def _end(self) -> None:
+        self.calm = True
+        self.world.chances.clear()
+        for node in self.world.nodes.values():
+            node.start()
+        self._watch()
+
+    def _watch(self) -> None:
+        """A person resumes what was stopped."""
+        run = self.world.job
+        if self.world.coordinator is not None and run is None:
+            self.world.submit()
+        elif run is not None and run.state.state in ("failed", "cancelled"):
+            self.world.resume()
+        self.world.kernel.after(S, self._watch)
+
+    # -- faults ---------------------------------------------------------------------------------------------------
+
+    def _some_node(self) -> Node:
+        return self.world.nodes[self.random.choice(sorted(self.world.nodes))]
+
+    def _node(self) -> None:
+        node = self._some_node()
+        node.die()
+        self.world.kernel.after(int(self.random.choice([50 * MS, 300 * MS, 2 * S, 9 * S])), node.start)
+
+    def _engine(self) -> None:
+        node = self._some_node()
+        if node.roles:
+            node.kill_engine(self.random.choice(sorted(node.roles)), "killed", self.random.random() < 0.2)
+
+    def _coordinator(self) -> None:
+        self.world.kill_coordinator()
+
+    def _vault(self) -> None:
+        self.world.kill_vault()
+
+    def _link(self) -> None:
+        stream = self.world.streams.get(self._some_node().name)
+        if stream is not None:
+            stream.cut()
+
+    def _hang(self) -> None:
+        for key, hosted in self._some_node().roles.items():
+            if key[1] < 0 and hosted.engine is not None:
+                hosted.engine.hung_ns = self.world.kernel.now  # type: ignore[union-attr]
+
+    def _slow(self) -> None:
+        slowness = self.random.choice([1.0, 5.0, 30.0])
+        for key, hosted in self._some_node().roles.items():
+            if key[1] < 0 and hosted.engine is not None:
+                hosted.engine.slowness = slowness  # type: ignore[union-attr]
+
+    def _damage(self) -> None:
+        """The newest of several checkpoints, at rest."""
+        vault, run = self.world.vault, self.world.job
+        if run is not None and len(run.state.checkpoints) > 1 and not vault.damaged:
+            vault.damaged.add(run.state.checkpoints[-1].version)
+
+    def _cancel(self) -> None:
+        run = self.world.job
+        if run is None:
+            return
+        if run.state.state in ("failed", "cancelled"):
+            self.world.resume()
+        elif self.random.random() < 0.3:
+            self.world.cancel()
+
+
+def weather(seed: int, *, faults: bool = True, tracing: bool = False) -> World:
+    """Run one seed to its end and check everything; raises AssertionError where something is wrong."""
+    world = draw_world(seed)
+    world.tracing = tracing
+    for node in world.nodes.values():
+        node.start()
+    world.start_coordinator()
+    world.submit()
+    if faults:
+        Storm(world)
+    finished = world.kernel.run(
+        DEADLINE_NS, lambda: world.job is not None and world.job.state.state == "done"
+    )
+    assert finished, f"not done after {world.kernel.now / S:.0f} s: {stuck(world)}"
+    world.check_fold()
+    world.check_export()
+    return world
+
+
+def stuck(world: World) -> str:
+    """What a run that does not finish looks like."""
+    run = world.job
+    if run is None:
+        return "no job"
+    state = run.state
+    return (
+        f"{state.state} ({state.reason}) version {state.version} generation {state.generation}; "
+        f"last: {[e.text for _, e in world.remarks if hasattr(e, 'text')][-3:]}"
+    )
