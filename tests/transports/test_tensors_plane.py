@@ -229,7 +229,7 @@ async def test_an_admission_that_fails_admits_nobody_and_blocks_nobody(caplog: p
             await until_async(lambda: pair.server.counters()["handshakes_refused"] >= 1)
             pair.admitted = admitted
         assert put.result() == b"thanks for a"
-    assert "admitted failed" in caplog.text
+    assert "a turn of the tensor plane failed" in caplog.text
 
 
 async def test_a_key_that_is_not_admitted_is_refused_until_it_is() -> None:

@@ -6,7 +6,7 @@ Start with `plane.py`; the protocol is told in `docs/protocol-tensors.md`.
 from medley.transports.tensors.contract import (
     Accept,
     Already,
-    Handler,
+    Keeper,
     Limits,
     Peer,
     Refuse,
@@ -23,8 +23,8 @@ __all__ = [
     "Already",
     "Curve",
     "FilePart",
-    "Handler",
     "Header",
+    "Keeper",
     "Kind",
     "Limits",
     "Peer",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zmq
 
 from medley.protocol.errors import FrameError
-from medley.transports.tensors.contract import Handler
+from medley.transports.tensors.contract import Keeper
 from medley.transports.tensors.inbound import Reception, Supply
 from medley.transports.tensors.links import IDLE_LINK_S, Link
 from medley.transports.tensors.transfers import Host
@@ -18,7 +18,7 @@ from medley.transports.tensors.wire import Frame, Header, Type, decode_header, i
 class Arrivals:
     """Inbound links by routing id, and objects under way by key and identity. Lives on the I/O thread."""
 
-    def __init__(self, host: Host, handler: Handler, router: zmq.Socket[bytes], authenticated: bool) -> None:
+    def __init__(self, host: Host, handler: Keeper, router: zmq.Socket[bytes], authenticated: bool) -> None:
         self._host, self._handler, self._router, self._authenticated = host, handler, router, authenticated
         self._limits = host.limits
         self._links: dict[bytes, Link] = {}

@@ -93,7 +93,7 @@ class Source:
     digest: bytes = b""
 
 
-class Handler(Protocol):
+class Keeper(Protocol):
     """The program around a plane. `peer_key` is the CURVE public key (32 bytes), empty on a plain loopback
     plane.
 
@@ -105,3 +105,6 @@ class Handler(Protocol):
     async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes: ...
 
     async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse: ...
+
+
+Handler = Keeper

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -19,7 +18,7 @@ import zmq
 
 from medley.protocol.errors import FrameError, Unavailable
 from medley.transports.tensors.arrivals import Arrivals
-from medley.transports.tensors.contract import Handler, Limits, Peer
+from medley.transports.tensors.contract import Keeper, Limits, Peer
 from medley.transports.tensors.curve import ZAP_ENDPOINT, Curve, zap_answer
 from medley.transports.tensors.dialling import Dialling
 from medley.transports.tensors.links import Link, bound
@@ -50,10 +49,11 @@ class Engine:
         identity: Curve | None,
         allow: Callable[[bytes], bool] | None,
         limits: Limits,
-        handler: Handler,
+        handler: Keeper,
         ask: Ask,
         tell: Callable[[Callable[[], None]], None],
         ended: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._identity, self._allow, self._limits, self._handler = identity, allow, limits, handler
@@ -66,7 +66,7 @@ class Engine:
         self._commands: deque[Callable[[float], None]] = deque()
         self._revoked: set[bytes] = set()
         self._wake_lock = threading.Lock()
-        self._tell, self._ended = tell, ended
+        self._tell, self._ended, self._clock = tell, ended, clock
         self._running = True
         self._next_tick = 0.0
         self._thread = threading.Thread(target=self._run, name="medley-tensors", daemon=True)
@@ -150,11 +150,11 @@ class Engine:
         log.exception("a turn of the tensor plane failed")
         if self.counters["faults"] >= FAULTS_MAX:
             log.critical("the tensor plane gives up after %d faults", FAULTS_MAX)
-            self._stop(time.monotonic())
+            self._stop(self._clock())
 
     def _turn(self) -> None:
         ready = self._poll()
-        now = time.monotonic()
+        now = self._clock()
         if self._wake_in in ready:
             self._drain_wake()
         while self._commands:
@@ -180,7 +180,7 @@ class Engine:
             sockets.append(self._zap)
         for dialled in self._dialling.connections():
             sockets += (dialled.monitor, dialled.link.socket)
-        timeout_s = BLOCKED_TICK_S if self._dirty else max(0.0, self._next_tick - time.monotonic())
+        timeout_s = BLOCKED_TICK_S if self._dirty else max(0.0, self._next_tick - self._clock())
         ready = zmq.zmq_poll([(socket, zmq.POLLIN) for socket in sockets], int(timeout_s * 1000) + 1)
         return {socket for socket, _ in ready}  # type: ignore[misc]
 
@@ -263,20 +263,21 @@ class Engine:
         assert self._zap is not None
         try:
             while True:
-                answer = zap_answer(self._zap.recv_multipart(zmq.DONTWAIT), self._admits)
-                self.counters["handshakes_refused"] += answer[2] != b"200"
-                self._zap.send_multipart(answer)
+                self._answer_one(self._zap, self._zap.recv_multipart(zmq.DONTWAIT))
         except zmq.Again:
             return
 
-    def _admits(self, key: bytes) -> bool:
-        if key in self._revoked or self._allow is None:
-            return False
+    def _answer_one(self, zap: zmq.Socket[bytes], request: list[bytes]) -> None:
+        """Answer in any case: a request left open would block every later one."""
+        answer = zap_answer(request, lambda key: False)
         try:
-            return self._allow(key)
-        except Exception:  # the caller's code; a request without an answer would block every later one
-            log.exception("asking whether a key is admitted failed")
-            return False
+            answer = zap_answer(request, self._admits)
+        finally:
+            self.counters["handshakes_refused"] += answer[2] != b"200"
+            zap.send_multipart(answer)
+
+    def _admits(self, key: bytes) -> bool:
+        return key not in self._revoked and self._allow is not None and self._allow(key)
 
     def _ask(self, ask: Ask, work: Callable[[], Awaitable[Any]], then: Callable[[Any, float], None]) -> None:
         self._load["handler_calls"] += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from medley.transports.tensors.contract import Accept, Already, Handler, Refuse, Source
+from medley.transports.tensors.contract import Accept, Already, Keeper, Refuse, Source
 from medley.transports.tensors.flow import Gather, Incoming, Landing, Outgoing, as_bytes_view
 from medley.transports.tensors.links import Link
 from medley.transports.tensors.transfers import Host, incoming_of, pump, send_credit, settle
@@ -22,7 +22,7 @@ class Reception:
     """One object being received: asked of the handler, flowing, or handed to the handler whole."""
 
     host: Host
-    handler: Handler
+    handler: Keeper
     key: bytes
     header: Header
     forget: Callable[[Reception], None]
@@ -176,7 +176,7 @@ class Supply:
     """One object being served to the peer that asked for it."""
 
     host: Host
-    handler: Handler
+    handler: Keeper
     header: Header
     link: Link
     transfer: int

@@ -8,6 +8,7 @@ on the engine's thread.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import ipaddress
 import logging
 import re
@@ -19,7 +20,7 @@ from typing import Any, Self
 import zmq
 
 from medley.protocol.errors import Unavailable, UserError
-from medley.transports.tensors.contract import Buffer, Handler, Limits, Peer
+from medley.transports.tensors.contract import Buffer, Keeper, Limits, Peer
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.engine import Engine
 from medley.transports.tensors.flow import Gather, as_bytes_view
@@ -39,9 +40,9 @@ Into = Buffer | Callable[[int], Buffer]
 class TensorPlane:
     """One endpoint. Open it with `await TensorPlane.open(...)`, use it from that event loop only, close it once."""
 
-    def __init__(self, identity: Curve | None, limits: Limits, allow: Allow | None, handler: Handler) -> None:
+    def __init__(self, identity: Curve | None, limits: Limits, allow: Allow | None, handler: Keeper) -> None:
         self._loop = asyncio.get_running_loop()
-        self._work: asyncio.Queue[tuple[Work, Then]] = asyncio.Queue()
+        self._work: asyncio.Queue[tuple[Work, Then] | None] = asyncio.Queue()
         self._identity = identity
         self._wait_s = limits.wait_s
         self._engine = Engine(
@@ -52,9 +53,10 @@ class TensorPlane:
             ask=self._ask,
             tell=self._tell,
             ended=self._ended,
+            clock=self._loop.time,
         )
         self._waiting: set[asyncio.Future[Any]] = set()
-        self._server: asyncio.Task[None] | None = None
+        self._serving: concurrent.futures.Future[None] | None = None
         self.endpoint = ""
         self.public_key = identity.public_key if identity else None
 
@@ -67,7 +69,7 @@ class TensorPlane:
         identity: Curve | None,
         limits: Limits | None = None,
         allow: Allow | None = None,
-        handler: Handler,
+        handler: Keeper,
     ) -> Self:
         """Bind `host:port` (0: any free port) and serve `handler`.
 
@@ -86,7 +88,7 @@ class TensorPlane:
             plane._engine.abandon()
             raise UserError(f"the tensor plane cannot listen on {host}:{port}: {error}") from error
         plane._engine.start()
-        plane._server = asyncio.create_task(plane._serve())
+        plane._serving = asyncio.run_coroutine_threadsafe(plane._serve(), plane._loop)
         return plane
 
     async def put(
@@ -128,14 +130,14 @@ class TensorPlane:
 
     async def close(self) -> None:
         """End every transfer (callers see `Unavailable`), cancel handler calls, give the sockets back."""
-        server, self._server = self._server, None
-        if server is None:
+        serving, self._serving = self._serving, None
+        if serving is None:
             return
         self._engine.stop()
         await asyncio.to_thread(self._engine.join)
         self._ended()
-        server.cancel()
-        await asyncio.wait([server])
+        self._work.put_nowait(None)
+        await asyncio.wrap_future(serving)
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,7 +148,7 @@ class TensorPlane:
         await self.close()
 
     async def _call(self, peer: Peer, make: Callable[[Attempt, Callable[[Any], None]], Call]) -> Any:
-        if self._server is None:
+        if self._serving is None:
             raise RuntimeError("the tensor plane is closed")
         if not self._engine.running:
             raise Unavailable("the tensor plane has ended")
@@ -192,9 +194,15 @@ class TensorPlane:
             log.debug("the event loop closed before the tensor plane did")
 
     async def _serve(self) -> None:
+        """Run the keeper's calls until the plane is closed; `close` awaits the end and sees any fault."""
         async with asyncio.TaskGroup() as group:
-            while True:
-                group.create_task(_answer(*await self._work.get(), self._wait_s))
+            running: set[asyncio.Task[None]] = set()
+            while (work := await self._work.get()) is not None:
+                task = group.create_task(_answer(*work, self._wait_s))
+                running.add(task)
+                task.add_done_callback(running.discard)
+            for task in running:
+                task.cancel()
 
 
 async def _answer(work: Work, then: Then, wait_s: float) -> None:
