@@ -117,19 +117,20 @@ def _known(data: dict[Any, Any], group: type, path: tuple[str, ...], origin: _Or
 def _sentence(data: dict[str, Any], error: str, origin: _Origin) -> str:
     found = re.search(r"at `\$\.?([^`]*)`$", error)
     path, items = _keys(found.group(1) if found else "")
-    key, kind = ".".join(path), type_at(path)
-    where = origin.of(path)
-    if kind is None:
-        return f"{where}: {key or 'the job'} is wrong ({error.partition(' - at')[0].lower()})"
     value: Any = data
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
+    kind = type_at(path)
+    if isinstance(value, dict) and isinstance(kind, GenericAlias):
+        # msgspec says that one of task_options is wrong, but not which.
+        name = next(name for name, one in value.items() if not isinstance(one, int | float | str | bool))
+        path, value, kind = (*path, name), value[name], item_of(kind, 1)
+    key, where = ".".join(path), origin.of(path)
+    if kind is None:
+        return f"{where}: {key or 'the job'} is wrong ({error.partition(' - at')[0].lower()})"
     for number in items:
         if isinstance(value, list) and number < len(value):
             key, value, kind = f"item {number + 1} of {key}", value[number], item_of(kind, number)
-    if isinstance(value, dict) and isinstance(kind, GenericAlias):
-        wrong = next((name for name, one in value.items() if not isinstance(one, (int, float, str, bool))), "")
-        key, value, kind = f"{key}.{wrong}", value.get(wrong), item_of(kind, 1)
     return f"{where}: {key} is {value_in_words(value)}, but {wanted(kind, value)}"
 
 
