@@ -60,10 +60,12 @@ class WorkerEngine:
                 self.generation = command.generation
                 self._later(w.jitter(20 * MS), e.Opened(self.address))
             case e.LoadWorker():
+                self.generation = command.generation
                 self._later(w.jitter(50 * MS), e.Loaded(command.generation, -1))
             case e.ResetWorker():
                 self.generation = command.generation
                 self.updates.clear()
+                self.queue.clear()
                 self.carry = None
                 self.pulled, self.params = (-1, -1), None
             case e.SetRoutes():
@@ -301,16 +303,17 @@ class ShardEngine:
 
     def _relay(self, update: str) -> None:
         if self.backup.endpoint:
-            self.world.kernel.after(self.world.jitter(10 * MS), self._pass_on, update, self.backup.endpoint, 0)
+            self.world.kernel.after(self.world.jitter(10 * MS), self._pass_on, update, self.backup.endpoint)
 
-    def _pass_on(self, update: str, endpoint: str, tries: int) -> None:
+    def _pass_on(self, update: str, endpoint: str) -> None:
         parts = self.staged.get(update)
         if not self.alive or parts is None or endpoint != self.backup.endpoint:
             return
         other = self.world.sockets.get(endpoint)
-        ok = other is not None and other.alive and self.address.key in other.admitted
-        if not (ok and other is not None and other.stage(self.generation, update, parts)) and tries < 200:
-            self.world.kernel.after(self.world.jitter(500 * MS), self._pass_on, update, endpoint, tries + 1)
+        admitted = other is not None and other.alive and self.address.key in other.admitted
+        failed = self.world.chance("push fails") or not admitted
+        if failed or other is None or not other.stage(self.generation, update, parts):
+            self._say_if_alive(e.Failed("relay", update, "the backup does not answer", False, False))
 
     def _apply(self, command: e.Apply) -> None:
         assert command.generation == self.generation, "a commit of another generation"

@@ -35,6 +35,7 @@ from medley.protocol.engine import (
 from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
 from medley.protocol.ids import NS_PER_S, Generation, UpdateId, Version
 from medley.protocol.messages import (
+    Address,
     Applied,
     AssignShard,
     Commit,
@@ -75,7 +76,9 @@ class Shard:
     pins: set[Version] = field(default_factory=set)
     peers: int = 0
     address: EngineUp | None = None
-    failed_ns: int = 0  # when loading failed last, while it waits to be tried again
+    backup: Address = Address("", "")
+    load_failed_ns: int = 0  # while something waits to be tried again: when it failed
+    relay_failed_ns: int = 0
 
     @property
     def generation(self) -> Generation:
@@ -102,7 +105,7 @@ class Shard:
     def handle(self, event: NodeEvent, now_ns: int) -> list[Effect]:
         match event:
             case Tick():
-                return self._load_again(now_ns)
+                return self._try_again(now_ns)
             case Told(message):
                 return self._told(message)  # type: ignore[arg-type]
             case EngineSaid(report):
@@ -123,6 +126,7 @@ class Shard:
             case Peers():
                 return [Run(SetPeers(message.number, message.keys, message.vault))]
             case Relay():
+                self.backup = message.backup
                 return [Run(SetRelay(message.backup))]
             case Commit():
                 return self._committed(message)
@@ -260,6 +264,8 @@ class Shard:
             return [Report(PartFailed(a.job, a.generation, a.shard, int(report.subject), report.reason))]
         if report.what == "load":
             return self._load_failed(report, now_ns)
+        if report.what == "relay":
+            self.relay_failed_ns = now_ns
         if report.what == "apply":
             return [StopEngine(f"{report.what} failed: {report.reason}")]
         return [Explain(f"shard {a.shard}", f"{report.what} failed: {report.reason}")]
@@ -271,19 +277,22 @@ class Shard:
             return []
         if report.fatal:
             return [Report(LoadFailed(a.job, a.generation, a.shard, a.version, report.reason, True))]
-        self.engine, self.failed_ns = "opened", now_ns
+        self.engine, self.load_failed_ns = "opened", now_ns
         return [Explain(f"shard {a.shard}", f"loading checkpoint {a.version} failed, it is tried again: {report.reason}")]
 
-    def _load_again(self, now_ns: int) -> list[Effect]:
-        if self.engine != "opened" or not self.failed_ns or now_ns - self.failed_ns < RETRY_NS:
-            return []
-        self.engine, self.failed_ns = "loading", 0
-        return [Run(LoadShard(self.generation, self.assignment.version))]
+    def _try_again(self, now_ns: int) -> list[Effect]:
+        if self.engine == "opened" and self.load_failed_ns and now_ns - self.load_failed_ns > RETRY_NS:
+            self.engine, self.load_failed_ns = "loading", 0
+            return [Run(LoadShard(self.generation, self.assignment.version))]
+        if self.relay_failed_ns and now_ns - self.relay_failed_ns > RETRY_NS:
+            self.relay_failed_ns = 0
+            return [Run(SetRelay(self.backup))]  # passes on all that is staged; the backup knows what it has
+        return []
 
     def _exited(self, report: EngineExited) -> list[Effect]:
         a = self.assignment
         self._forget()
-        self.address = None
+        self.address, self.backup = None, Address("", "")
         down = EngineDown(a.job, a.generation, a.shard, report.reason, report.memory)
         return [Report(down), Explain(f"shard {a.shard}", f"engine ended: {report.reason}"), *self.start()]
 
@@ -292,3 +301,4 @@ class Shard:
         self.staged.clear()
         self.waiting.clear()
         self.pins.clear()
+        self.load_failed_ns = self.relay_failed_ns = 0

@@ -392,6 +392,9 @@ class Worker:
                 return [Explain(self.node, f"push of {report.subject} failed: {report.reason}")]
             case "compute":
                 return self._compute_failed(report, now_ns)
+            case "measure" if self.phase == "measuring":
+                nothing = Measured(self.measure, 0.0, 0, 0.0)
+                return [Explain(self.node, f"measuring failed: {report.reason}"), *self._measured(nothing, now_ns)]
             case "load":
                 said = LeaseFailed(self.assignment.job, self.generation, (), report.reason, report.fatal)
                 return [Report(said), StopEngine(report.reason)]
