@@ -94,6 +94,9 @@ def test_a_task_and_its_data_come_together() -> None:
     assert "set task to 'module:Class'" in refused(("data.source", "task"))
     assert "must be 'module:Class'" in refused(("task", "digits"), ("data.source", "task"))
     assert "task is empty" in refused(("task_options.n", 1))
+    for number in (float("nan"), float("inf"), 1 << 63):
+        wrong = ("task", "a:B"), ("data.source", "task"), ("task_options.n", number)
+        assert refused(*wrong) == "task_options.n must be a finite number of at most 63 bits"
     check(job(("task", "digits:Digits"), ("data.source", "task"), ("task_options.n", 1)))
 
 

@@ -156,6 +156,12 @@ WRONG = {
     "a word": ("hello\n", "job.yaml holds 'hello', but a job file is a group of keys such as 'name: x'"),
     "empty": ("# nothing\n", "job.yaml is empty; write at least 'name: my-job'"),
     "code": ("name: !!python/object/apply:os.getpid []\n", "job.yaml line 1: this is not YAML (could not determine"),
+    "control character": ("name: \x00\n", "job.yaml is not YAML (unacceptable character #x0000"),
+    "endless number": ("name: " + "9" * 5000, "job.yaml is not YAML (Exceeds the limit"),
+    "too large": (
+        "train: {epochs: 1" + "0" * 400 + "}",
+        "job.yaml line 1: train.epochs is a number of more than 63 bits",
+    ),
     "deep": ("a: " + "[" * 5000, "job.yaml"),
 }
 
@@ -172,6 +178,7 @@ WRONG_JSON = {
     "comma": ('{"name": "x",}', "job.json line 1: this is not JSON (expecting"),
     "twice": ('{"name": "x", "name": "y"}', "job.json: key 'name' is given twice; keep one of them"),
     "type": ('{\n "train": {\n  "epochs": "a"}}', "job.json line 3: train.epochs is 'a', but must be a number"),
+    "endless number": ('{"name": ' + "9" * 5000 + "}", "job.json is not JSON (Exceeds the limit"),
     "cut off": ('{"name":', "job.json line 1: this is not JSON (expecting value)"),
 }
 

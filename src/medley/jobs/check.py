@@ -115,6 +115,10 @@ def _task(spec: JobSpec) -> Iterator[str]:
         yield "data.source is 'task', but task is empty: set task to 'module:Class', or choose another source"
     if spec.task_options and not spec.task:
         yield "task_options are given, but task is empty: set task to 'module:Class', or drop the options"
+    for key, value in spec.task_options.items():
+        # What travels is JSON, which has no other numbers.
+        if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 1 << 63):
+            yield f"task_options.{key} must be a finite number of at most 63 bits"
 
 
 def _data(spec: JobSpec) -> Iterator[str]:

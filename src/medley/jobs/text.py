@@ -72,8 +72,8 @@ def parse(text: str, name: str, is_json: bool = False) -> tuple[Any, Lines]:
     """The data of a job file called `name`, and its lines. Raises UserError with the line of what is wrong."""
     if is_json:
         return _parse_json(text, name), _lines(text)
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         _refuse_twice(root, name, set())
         return (None if root is None else loader.construct_document(root)), Lines(root)
@@ -85,19 +85,14 @@ def parse(text: str, name: str, is_json: bool = False) -> tuple[Any, Lines]:
         raise UserError(f"{name} is not YAML ({_first_line(error)})") from error
     except RecursionError:
         raise UserError(f"{name} is nested too deeply; a job file has at most four levels") from None
-    finally:
-        loader.dispose()
 
 
 def scalar(text: str) -> Any:
     """A value of the command line, read as YAML reads it. Raises ValueError when it cannot."""
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(_first_line(error)) from error
-    finally:
-        loader.dispose()
 
 
 def _parse_json(text: str, name: str) -> Any:
@@ -112,6 +107,8 @@ def _parse_json(text: str, name: str) -> Any:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise UserError(f"{name} line {error.lineno}: this is not JSON ({error.msg.lower()})") from error
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON ({_first_line(error)})") from error
     except RecursionError:
         raise UserError(f"{name} is nested too deeply; a job file has at most four levels") from None
 

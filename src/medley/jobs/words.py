@@ -114,5 +114,7 @@ def value_in_words(value: object) -> str:
             return f"a list of {len(value)}"
         case dict():
             return "a group of keys"
+        case int() if abs(value) >= 1 << 63:
+            return "a number of more than 63 bits"
         case _:
             return str(value)
