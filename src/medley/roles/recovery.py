@@ -149,6 +149,7 @@ def _begin_generation(ctx: Context, now_ns: int) -> None:
         addresses=old.addresses, numbers=old.numbers, keys_number=old.keys_number, vault_number=old.vault_number
     )
     ctx.forget_pins()
+    ctx.saving = None
     ctx.lost_shards.clear()
     ctx.broken_ns = 0
     ctx.round_size.clear()

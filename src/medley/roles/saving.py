@@ -199,7 +199,7 @@ def part_failed(ctx: Context, report: PartFailed | Failed, now_ns: int) -> None:
 
 def sealed(ctx: Context, report: Sealed, now_ns: int) -> None:
     saving = ctx.saving
-    if saving is None or saving.version != report.version:
+    if saving is None or saving.version != report.version or not saving.sealing:
         return
     ctx.saving = None
     ctx.save_failures = 0
