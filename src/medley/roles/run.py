@@ -286,16 +286,13 @@ class Run:
 
     def _load_failed(self, node: NodeId, message: LoadFailed) -> None:
         ctx = self.ctx
-        if not message.damaged:
-            recovery.lose_shard(ctx, node, message.shard, message.reason)
+        if [c.version for c in ctx.state.checkpoints] == [message.version]:
+            saving.fail(ctx, f"the last checkpoint ({message.version}) cannot be loaded: {message.reason}")
             return
         if any(c.version == message.version for c in ctx.state.checkpoints):
             ctx.persist(CheckpointDamaged(message.version, message.reason))
-        if ctx.state.checkpoints:
-            reason = f"checkpoint {message.version} is damaged: {message.reason}"
-            recovery.lose_shard(ctx, node, message.shard, reason)
-        else:
-            saving.fail(ctx, f"no good checkpoint is left: {message.reason}")
+        reason = f"checkpoint {message.version} cannot be loaded: {message.reason}"
+        recovery.lose_shard(ctx, node, message.shard, reason)
 
     # -- reconciliation ---------------------------------------------------------------------------------------
 

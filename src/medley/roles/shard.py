@@ -77,6 +77,7 @@ class Shard:
     peers: int = 0
     address: EngineUp | None = None
     backup: Address = Address("", "")
+    damaged: LoadFailed | None = None  # what it cannot load, until it is assigned anew
     load_failed_ns: int = 0  # while something waits to be tried again: when it failed
     relay_failed_ns: int = 0
 
@@ -151,7 +152,8 @@ class Shard:
     def _reintroduce(self) -> list[Effect]:
         if self.address is None:
             return []
-        return [Report(replace(self.address, generation=self.generation))]
+        effects: list[Effect] = [Report(replace(self.address, generation=self.generation))]
+        return effects if self.damaged is None else [*effects, Report(self.damaged)]
 
     def _assigned(self, message: AssignShard) -> list[Effect]:
         if message.generation < self.generation or message == self.assignment:
@@ -276,7 +278,8 @@ class Shard:
         if self.engine != "loading" or int(report.subject) != a.version:
             return []
         if report.fatal:
-            return [Report(LoadFailed(a.job, a.generation, a.shard, a.version, report.reason, True))]
+            self.damaged = LoadFailed(a.job, a.generation, a.shard, a.version, report.reason, True)
+            return [Report(self.damaged)]
         self.engine, self.load_failed_ns = "opened", now_ns
         return [Explain(f"shard {a.shard}", f"loading checkpoint {a.version} failed, it is tried again: {report.reason}")]
 
@@ -301,4 +304,5 @@ class Shard:
         self.staged.clear()
         self.waiting.clear()
         self.pins.clear()
+        self.damaged = None
         self.load_failed_ns = self.relay_failed_ns = 0
