@@ -89,6 +89,14 @@ class Task:
         }
         save_file(state, str(directory / "model.safetensors"))
 
+    def load(self, directory: Path) -> nn.Module:
+        """The network with what `save` wrote. Override both or neither."""
+        from safetensors.torch import load_file
+
+        network = self.model()
+        network.load_state_dict(load_file(directory / "model.safetensors"))
+        return network
+
 
 def load_task(path: str, options: Options, allow_code: bool) -> Task:
     """Import "module:Class" and call it with `options`.
