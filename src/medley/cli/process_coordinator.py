@@ -18,6 +18,7 @@ from medley.jobs.operator import Operator
 from medley.observe import logs
 from medley.observe.failpoints import describe_process
 from medley.protocol.errors import UserError
+from medley.runtimes.addresses import address_of, dialled_here, split
 from medley.runtimes.coordinator import CoordinatorHost, CoordinatorOptions
 from medley.runtimes.lifeline import die_with_supervisor, on_stop
 from medley.store.errors import Fenced, StoreFull
@@ -35,8 +36,8 @@ async def serve(options: CoordinatorOptions) -> None:
         def ready() -> None:
             assert host.server is not None
             where = {
-                "control": host.server.control_address,
-                "door": host.server.door_address,
+                "control": _here(host.server.control_address),
+                "door": _here(host.server.door_address),
                 "http": http,
                 "pid": os.getpid(),
                 "term": host.term,
@@ -56,6 +57,12 @@ def main() -> None:
     except* (UserError, Fenced, StoreFull) as errors:
         print("; ".join(str(e) for e in errors.exceptions), file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+def _here(address: str) -> str:
+    """What a process of this machine dials: nobody can dial 0.0.0.0 on every system."""
+    host, port = split(address)
+    return address_of(dialled_here(host), port)
 
 
 def _path(kind: type, value: object) -> object:

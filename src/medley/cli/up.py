@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import TYPE_CHECKING
 
 import click
-
-from medley.cli.shown import pairs
-
-if TYPE_CHECKING:
-    from medley.runtimes.up import UpOptions
 
 EPILOG = """\b
 Examples:
@@ -53,7 +46,7 @@ def command(
     """
     from medley.jobs.home import coordinator_dir, is_running
     from medley.protocol.errors import UserError
-    from medley.runtimes.up import UpOptions
+    from medley.runtimes.up import UpOptions, run_up
 
     where = coordinator_dir(directory)
     if is_running(where):
@@ -69,34 +62,14 @@ def command(
         control_port=port,
         door_port=door_port,
         http_port=http_port,
-        advertised=tuple(advertise) or _reachable(host),
+        advertised=tuple(advertise),
         workers=0 if no_workers else workers,
         announce=not _is_loopback(host),
     )
-    asyncio.run(_serve(options, as_json))
-
-
-async def _serve(options: UpOptions, as_json: bool) -> None:
-    from medley.runtimes.lifeline import on_stop
-    from medley.runtimes.up import LocalPool
-
-    pool = LocalPool(options)
-    on_stop(pool.stop)
-    await pool.run(lambda address: _announce(address, options, as_json))
-    click.echo("medley: everything is saved; 'medley up' goes on from here", err=True)
-
-
-def _announce(address: dict[str, object], options: UpOptions, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(address))
-        return
-    click.echo(f"coordinator up in {options.directory} (Ctrl-C saves and stops)")
-    for line in pairs((name, str(address[name])) for name in ("control", "door", "http") if address.get(name)):
-        click.echo(f"  {line}")
-    if _is_loopback(options.host):
-        click.echo("only this machine reaches it; --host 0.0.0.0 lets others in")
+        run_up(options, lambda line: click.echo(line, err=True), lambda where: click.echo(json.dumps(where)))
     else:
-        click.echo("'medley token create' prints the line that lets another machine join")
+        run_up(options, click.echo)
 
 
 def _is_loopback(host: str) -> bool:
@@ -106,14 +79,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _reachable(host: str) -> tuple[str, ...]:
-    """The names that tokens and the certificate carry: the address listened at, or all of this machine."""
-    if _is_loopback(host):
-        return ()
-    if host not in ("0.0.0.0", "::"):
-        return (host,)
-    from medley.transports.discovery import reachable_addresses
-
-    return tuple(reachable_addresses())

@@ -20,13 +20,14 @@ from medley.jobs.load import job_from_dict
 from medley.protocol.codec import text
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import UserError, did_you_mean
-from medley.protocol.events import Cancel, Resume, Submit
+from medley.protocol.events import Cancel, CoordinatorEvent, Resume, Submit
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.records import NodeRevoked
 from medley.protocol.wire import Envelope
 from medley.roles import ledger
 from medley.roles.context import NodeView
 from medley.roles.run import Run
+from medley.runtimes.addresses import address_of
 from medley.runtimes.coordinator import CoordinatorHost
 
 FOLLOW_MAX = 4096  # events that may wait for a slow follower before it is told to ask again
@@ -100,8 +101,7 @@ class Operator:
         spec = job_from_dict(body.get("spec", {}), "the submitted job")
         check(spec)
         job = f"{_slug(spec.name)}-{secrets.token_hex(3)}"
-        self._host.post(Submit(job, text(spec), self._host.clock.wall_ns()))
-        await self._until(lambda: job in self._host.role.runs)
+        await self._logged(Submit(job, text(spec), self._host.clock.wall_ns()))
         return {"job": job}
 
     async def _jobs(self, body: Body) -> Body:
@@ -122,15 +122,14 @@ class Operator:
         run = self.find(str(body.get("job", "")))
         if run.over:
             raise UserError(f"job {run.ctx.job} is {run.state.state} already")
-        self._host.post(Cancel(run.ctx.job, self._host.clock.wall_ns()))
+        await self._logged(Cancel(run.ctx.job, self._host.clock.wall_ns()))
         return {}
 
     async def _resume(self, body: Body) -> Body:
         run = self.find(str(body.get("job", "")))
         if run.state.state not in ("cancelled", "failed"):
             raise UserError(f"job {run.ctx.job} is {run.state.state}; only a cancelled or failed job is resumed")
-        self._host.post(Resume(run.ctx.job, self._host.clock.wall_ns()))
-        await self._until(lambda: self._host.role.runs[run.ctx.job].state.state not in ("cancelled", "failed"))
+        await self._logged(Resume(run.ctx.job, self._host.clock.wall_ns()))
         return {}
 
     async def _export(self, body: Body) -> Body:
@@ -257,8 +256,7 @@ class Operator:
         assert host.server is not None
         lifetime_s, uses = int(body.get("lifetime_s", 3600)), int(body.get("uses", 1))
         port = host.server.door_address.rpartition(":")[2]
-        names = host.options.advertised or ("127.0.0.1",)
-        addresses = [f"{name}:{port}" for name in names]
+        addresses = [address_of(name, int(port)) for name in host.names]
         token, record = host.door.create(addresses, host.clock.wall_ns(), lifetime_s, uses)
         await host.keep(record)
         return {"token": token, "id": record.token, "expires_wall_ns": record.expires_wall_ns}
@@ -281,10 +279,11 @@ class Operator:
         self._host.revoke(node, reason)
         return {}
 
-    async def _until(self, condition: Any) -> None:
-        """An event that was just posted takes effect within a tick."""
-        while not condition():
-            await self._host.settled()
+    async def _logged(self, event: CoordinatorEvent) -> None:
+        """Until what the event causes is in the log: the batch under way may have begun without it, the next has it."""
+        self._host.post(event)
+        await self._host.settled()
+        await self._host.settled()
 
 
 def _slug(name: str) -> str:

@@ -19,14 +19,27 @@ from medley.observe.metrics import Metrics
 from medley.protocol import effects as fx
 from medley.protocol.codec import Codec
 from medley.protocol.doors import JoinReply, JoinRequest
-from medley.protocol.engine import EngineExited, ExportJob, Failed, OpenVault, PrepareJob, SealCheckpoint, SetPeers
+from medley.protocol.engine import (
+    EngineExited,
+    ExportJob,
+    Failed,
+    Opened,
+    OpenVault,
+    PrepareJob,
+    SealCheckpoint,
+    SetPeers,
+)
 from medley.protocol.engine import Report as EngineReport
-from medley.protocol.errors import PeerError
+from medley.protocol.errors import PeerError, UserError
 from medley.protocol.events import CoordinatorEvent, EngineSaid, Heard, Lost, Stop, Tick
 from medley.protocol.ids import NS_PER_S, NodeId
+from medley.protocol.messages import Address
 from medley.protocol.records import PoolRecord, Record
 from medley.protocol.wire import Envelope
 from medley.roles.coordinator import Coordinator
+from medley.runtimes.addresses import address_of, advertised, is_everywhere, is_loopback, split
+from medley.runtimes.announce import announce
+from medley.runtimes.children.environment import PORTS
 from medley.runtimes.chronicle import Chronicle
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.door import Door
@@ -55,6 +68,7 @@ class CoordinatorOptions:
     encrypt: bool = True
     announce: bool = False
     url: str = ""
+    tensor_ports: str = ""
 
 
 class CoordinatorHost:
@@ -65,7 +79,8 @@ class CoordinatorHost:
         self.clock = SystemClock()
         self.metrics = Metrics()
         self.log = logger("coordinator")
-        options.directory.mkdir(parents=True, exist_ok=True)
+        options.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.names = advertised(options.host, options.advertised)
         self.authority = Authority.open(options.directory, self.clock.wall_ns())
         self._store = EventLog.open(options.url or f"sqlite:///{options.directory / 'events.db'}")
         self.term = self._store.acquire_term(f"coordinator@{options.host}")
@@ -88,7 +103,9 @@ class CoordinatorHost:
     async def run(self, handler: object, ready: Callable[[], None]) -> None:
         """Serve until `stop` has saved everything. `handler` answers the control plane (see `operator`)."""
         options = self.options
-        identity = self.authority.serve("coordinator", options.advertised, self.clock.wall_ns())
+        if not options.encrypt and not is_loopback(options.host):
+            raise UserError(f"{options.host} reaches other machines, so encryption must stay on")
+        identity = self.authority.serve("coordinator", self.names, self.clock.wall_ns())
         self.server = await ControlServer.open(
             host=options.host,
             control_port=options.control_port,
@@ -105,6 +122,8 @@ class CoordinatorHost:
                     tasks.create_task(self._tick()),
                     tasks.create_task(self._consume()),
                 ]
+                if options.announce:
+                    background.append(tasks.create_task(self._announce()))
                 ready()
                 await self._stopped.wait()
                 for task in background:
@@ -112,6 +131,11 @@ class CoordinatorHost:
         finally:
             await self.server.close()
             self._store.close()
+
+    async def _announce(self) -> None:
+        assert self.server is not None
+        control, door = split(self.server.control_address)[1], split(self.server.door_address)[1]
+        await announce(self.authority.fingerprint, self.names, control, door)
 
     def stop(self) -> None:
         """Save what is running, then end `run`."""
@@ -217,13 +241,22 @@ class CoordinatorHost:
         """The vault is restarted for ever; its key and port stay the same."""
         root = str(self.options.directory)
         while True:
-            self._vault = EngineProcess("vault", self._vault_said)
+            self._vault = EngineProcess("vault", self._vault_said, {PORTS: self.options.tensor_ports})
             self._vault.say(OpenVault(root, self.options.host, 0, self.options.encrypt))
             await self._vault.run()
             await self.clock.sleep(TICK_S)
 
     def _vault_said(self, report: EngineReport) -> None:
+        if isinstance(report, Opened):
+            report = Opened(self._dialled(report.address))
         self.post(EngineSaid(report))
+
+    def _dialled(self, address: Address) -> Address:
+        """A socket that listens everywhere is announced under an address that peers can dial."""
+        host, port = split(address.endpoint)
+        if not is_everywhere(host):
+            return address
+        return Address(f"tcp://{address_of(self.names[0], port)}", address.key)
 
     def _run(self, command: object) -> None:
         assert self._tasks is not None

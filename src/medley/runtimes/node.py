@@ -40,7 +40,8 @@ from medley.protocol.messages import (
 from medley.protocol.wire import Envelope
 from medley.roles.shard import Shard
 from medley.roles.worker import Worker
-from medley.runtimes.children.environment import HOST, ROOM
+from medley.runtimes.addresses import route_to, split
+from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.process import EngineProcess
 from medley.transports.control.client import ControlClient
@@ -55,7 +56,10 @@ Key = tuple[JobId, int]  # shard -1: the worker
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """`tensor_host` is the address under which peers reach this machine's tensor sockets."""
+    """`tensor_host` is where peers reach this machine's tensor sockets; empty: its address on the way to `control`.
+
+    `tensor_ports` ("7080-7179") is what a firewall lets through; empty takes any.
+    """
 
     name: NodeId
     control: str
@@ -65,6 +69,8 @@ class NodeOptions:
     tensor_host: str = "127.0.0.1"
     threads: int = 0
     allow_code: bool = False
+    tensor_ports: str = ""
+    encrypt: bool = True
 
 
 @dataclass(slots=True)
@@ -255,10 +261,13 @@ class NodeHost:
         await process.run()
 
     def _environment(self) -> dict[str, str]:
+        options = self._options
         return {
-            HOST: self._options.tensor_host,
-            ROOM: str(self._options.directory),
-            "OMP_NUM_THREADS": str(self._options.threads or 1),
+            HOST: options.tensor_host or route_to(split(options.control)[0]),
+            PORTS: options.tensor_ports,
+            ENCRYPT: "1" if options.encrypt else "0",
+            ROOM: str(options.directory),
+            "OMP_NUM_THREADS": str(options.threads or 1),
         }
 
     def _reported(self, key: Key, process: EngineProcess, report: EngineReport) -> None:

@@ -15,23 +15,28 @@ from pathlib import Path
 
 import msgspec
 
-from medley.protocol.errors import UserError
+from medley.protocol.errors import MedleyError, UserError
+from medley.runtimes.addresses import is_loopback, reachable_here
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.coordinator import CoordinatorOptions
+from medley.runtimes.lifeline import on_stop
+from medley.runtimes.lock import Lock
 from medley.runtimes.node import NodeOptions
 from medley.runtimes.supervisor import Child, Supervisor
-from medley.transports.identity import Authority
+from medley.transports.control.operator import OperatorClient
+from medley.transports.identity import Authority, Credentials
 
 COORDINATOR = "medley.cli.process_coordinator"
 NODE = "medley.cli.process_node"
 READY_S = 30.0
+TENSOR_PORTS = "7080-7179"
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
     """`workers` machines that train and `shard_nodes` that hold parameters are started here as processes.
 
-    With no shard nodes the workers hold the parameters too.
+    With no shard nodes the workers hold the parameters too. `tensor_ports` counts only where other machines may come.
     """
 
     directory: Path
@@ -46,7 +51,56 @@ class UpOptions:
     announce: bool = False
     url: str = ""
     allow_code: bool = True
+    tensor_ports: str = TENSOR_PORTS
     environment: dict[str, str] = field(default_factory=dict)
+
+
+def run_up(
+    options: UpOptions,
+    tell: Callable[[str], None] = print,
+    ready: Callable[[dict[str, object]], None] = lambda where: None,
+) -> None:
+    """`medley up`: run until Ctrl-C or SIGTERM, saying in a few lines what a person needs next. Raises UserError.
+
+    `ready` hears where everything listens, once it does.
+    """
+    asyncio.run(_run_up(options, tell, ready))
+    tell("everything is saved; 'medley up' goes on from here")
+
+
+async def _run_up(options: UpOptions, tell: Callable[[str], None], ready: Callable[[dict[str, object]], None]) -> None:
+    pool = LocalPool(options)
+    on_stop(pool.stop)
+    async with asyncio.TaskGroup() as tasks:
+        saying: list[asyncio.Task[None]] = []
+
+        def listening(address: dict[str, object]) -> None:
+            ready(address)
+            saying.append(tasks.create_task(_say(options, address, tell)))
+
+        await pool.run(listening)
+        for task in saying:
+            task.cancel()
+
+
+async def _say(options: UpOptions, address: dict[str, object], tell: Callable[[str], None]) -> None:
+    tell(f"coordinator up; its state lies in {options.directory} (Ctrl-C saves and stops)")
+    tell(f"  page   {address['http']}")
+    if is_loopback(options.host):
+        tell("only this machine reaches it; --host 0.0.0.0 lets others in")
+        return
+    try:
+        token = await asyncio.to_thread(_fresh_token, options.directory, str(address["control"]))
+    except MedleyError as error:
+        tell(f"no token yet ({error}); 'medley token create' makes one")
+        return
+    tell("another machine joins with this line (for one machine, for an hour; 'medley token create' prints more):")
+    tell(f"  medley join --token {token}")
+
+
+def _fresh_token(directory: Path, control: str) -> str:
+    with OperatorClient(control, Credentials.load(directory / "operator.pem")) as operator:
+        return str(operator.ask("token", timeout_s=READY_S)["token"])
 
 
 class LocalPool:
@@ -72,16 +126,28 @@ class LocalPool:
         Raises UserError when the coordinator cannot run here.
         """
         directory = self.options.directory
+        if not self.options.encrypt and not is_loopback(self.options.host):
+            raise UserError(f"{self.options.host} reaches other machines, so encryption must stay on")
+        lock = Lock(
+            directory / "lock", f"a coordinator runs already in {directory}; use it, stop it, or choose another --dir"
+        )
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = directory / "address.json"
-            _refuse_second(lock)
-            lock.unlink(missing_ok=True)
+            where = directory / "address.json"
+            where.unlink(missing_ok=True)
+            await self._run(where, ready)
+            where.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{directory} cannot be used: {error.strerror}; choose another with --dir") from None
+        finally:
+            lock.release()
+        if self.problem:
+            raise UserError(self.problem)
+
+    async def _run(self, where: Path, ready: Callable[[dict[str, object]], None]) -> None:
+        coordinator = self._coordinator()
         async with asyncio.TaskGroup() as tasks:
-            keeping = [tasks.create_task(self.supervisor.keep(self._coordinator()))]
-            address = await self._address(lock)
+            keeping = [tasks.create_task(self.supervisor.keep(coordinator))]
+            address = await self._address(where)
             if address is not None:
                 keeping += [tasks.create_task(self.supervisor.keep(node)) for node in self._nodes(address)]
                 ready(address)
@@ -90,9 +156,6 @@ class LocalPool:
             await self.supervisor.end([n for n in self.supervisor.children if n != "coordinator"])
             for task in keeping:
                 task.cancel()
-        lock.unlink(missing_ok=True)
-        if self.problem:
-            raise UserError(self.problem)
 
     def _coordinator(self) -> Child:
         options = self.options
@@ -106,6 +169,7 @@ class LocalPool:
             options.encrypt,
             options.announce,
             options.url,
+            "" if is_loopback(options.host) else options.tensor_ports,
         )
         path = options.directory / "coordinator.json"
         path.write_bytes(msgspec.json.encode(wanted, enc_hook=str))
@@ -143,7 +207,7 @@ class LocalPool:
     def _node(self, name: str, worker: bool, control: str) -> Child:
         options = self.options
         place = options.directory / "nodes" / name
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
         cores = os.cpu_count() or 1
         wanted = NodeOptions(
             name=name,
@@ -153,21 +217,12 @@ class LocalPool:
             shard=not worker or options.shard_nodes == 0,
             threads=max(1, cores // max(1, options.workers)),
             allow_code=options.allow_code,
+            tensor_host=reachable_here(options.host, options.advertised),
+            tensor_ports="" if is_loopback(options.host) else options.tensor_ports,
+            encrypt=options.encrypt,
         )
         now_ns = SystemClock().wall_ns()
         Authority.open(options.directory, now_ns).enrol(name, "node", now_ns).save(place / "credentials.pem")
         path = place / "options.json"
         path.write_bytes(msgspec.json.encode(wanted, enc_hook=str))
         return Child(name, NODE, (str(path), str(place / "credentials.pem")), dict(options.environment))
-
-
-def _refuse_second(path: Path) -> None:
-    """Two coordinators on one directory would fence each other for ever."""
-    try:
-        pid = int(json.loads(path.read_text())["pid"])
-        os.kill(pid, 0)
-    except (OSError, ValueError, KeyError):
-        return
-    raise UserError(
-        f"a coordinator runs already in {path.parent} (process {pid}); use it, stop it, or choose another --dir"
-    )
