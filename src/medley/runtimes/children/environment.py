@@ -5,13 +5,36 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from medley.protocol.errors import UserError
+
 HOST = "MEDLEY_TENSOR_HOST"
 ROOM = "MEDLEY_NODE_DIR"
+ENCRYPT = "MEDLEY_TENSOR_ENCRYPT"
+PORTS = "MEDLEY_TENSOR_PORTS"
 
 
 def host() -> str:
     """The address on which tensor sockets listen; loopback unless the node joined over a network."""
     return os.environ.get(HOST, "127.0.0.1")
+
+
+def encrypted() -> bool:
+    """Whether tensor sockets speak CURVE: the pool decides, for all of its jobs, because its vault serves them all."""
+    return os.environ.get(ENCRYPT, "1") != "0"
+
+
+def ports() -> range:
+    """Ports for tensor sockets, as "7080-7179"; empty: whatever the system gives. Raises UserError."""
+    wanted = os.environ.get(PORTS, "")
+    if not wanted:
+        return range(0)
+    first, dash, last = wanted.partition("-")
+    if not first.isdecimal() or not (last if dash else first).isdecimal():
+        raise UserError(f"{PORTS}={wanted} is no range of ports: write it as 7080-7179")
+    found = range(int(first), int(last if dash else first) + 1)
+    if not found or found[0] < 1 or found[-1] >= 1 << 16:
+        raise UserError(f"{PORTS}={wanted} is no range of ports: write it as 7080-7179")
+    return found
 
 
 def room() -> Path:

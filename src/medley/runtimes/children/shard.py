@@ -44,7 +44,7 @@ from medley.protocol.engine import (
 from medley.protocol.errors import Damaged, FrameError, MedleyError, Unavailable
 from medley.protocol.messages import Address
 from medley.protocol.plan import Plan
-from medley.runtimes.children.environment import host, room
+from medley.runtimes.children.environment import encrypted, host, room
 from medley.runtimes.children.plane import Admission, fetch, open_plane, peer_of
 from medley.runtimes.pipe import ChildLink
 from medley.store.checkpoints import Part
@@ -275,8 +275,7 @@ class ShardHost:
 
     async def run(self) -> None:
         """Open the plane, then execute commands for ever."""
-        encrypt = self._plan.spec.placement.encrypt
-        self.plane, address = await open_plane(host(), 0, encrypt, self, self.admission)
+        self.plane, address = await open_plane(host(), 0, encrypted(), self, self.admission)
         self._link.send(Opened(address))
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks

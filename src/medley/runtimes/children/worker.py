@@ -45,7 +45,7 @@ from medley.protocol.engine import (
 from medley.protocol.errors import MedleyError, Unavailable, UserError
 from medley.protocol.messages import Address, Route, Span
 from medley.protocol.plan import Plan
-from medley.runtimes.children.environment import host
+from medley.runtimes.children.environment import encrypted, host
 from medley.runtimes.children.plane import Admission, open_plane, peer_of
 from medley.runtimes.children.task import build_task
 from medley.runtimes.clock import SystemClock
@@ -326,8 +326,7 @@ class WorkerHost:
 
     async def run(self) -> None:
         """Open the plane, then execute commands for ever."""
-        encrypt = self._spec.placement.encrypt
-        self.plane, address = await open_plane(host(), 0, encrypt, Nobody(), Admission())
+        self.plane, address = await open_plane(host(), 0, encrypted(), Nobody(), Admission())
         self._link.send(Opened(address))
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
