@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from medley.protocol.errors import Damaged, Unavailable
+from medley.protocol.errors import Damaged, Unavailable, UserError
 from medley.protocol.messages import Address
+from medley.runtimes.children.environment import ports
 from medley.store.artifacts import ArtifactStore
 from medley.transports.tensors.contract import Handler, Peer, Refused
 from medley.transports.tensors.curve import Curve
@@ -42,16 +45,29 @@ class Admission:
         wanted = frozenset(base64.b64decode(k) for k in keys)
         for key in self._keys - wanted:
             plane.revoke(key)
+        for key in wanted - self._keys:
+            plane.admit(key)  # a machine that was given up may come back with its engines alive
         self._keys = wanted
 
 
 async def open_plane(
     host: str, port: int, encrypt: bool, handler: Handler, admission: Admission, curve: Curve | None = None
 ) -> tuple[TensorPlane, Address]:
-    """A plane and the address under which peers find it."""
+    """A plane and the address under which peers find it. Port 0: one of the ports that a firewall lets through."""
     identity = (curve or Curve.generate()) if encrypt else None
-    plane = await TensorPlane.open(host, port, identity=identity, allow=admission, handler=handler)
+    plane = await _open_first([port] if port else ports(), host, identity, handler, admission)
     return plane, Address(plane.endpoint, encode_key(plane.public_key))
+
+
+async def _open_first(
+    wanted: Sequence[int], host: str, identity: Curve | None, handler: Handler, admission: Admission
+) -> TensorPlane:
+    """On the first of these ports that is free; on any at all when none is wanted. Raises UserError."""
+    for port in wanted[:-1]:
+        with contextlib.suppress(UserError):
+            return await TensorPlane.open(host, port, identity=identity, allow=admission, handler=handler)
+    last = wanted[-1] if wanted else 0
+    return await TensorPlane.open(host, last, identity=identity, allow=admission, handler=handler)
 
 
 async def fetch(plane: TensorPlane, vault: Address, job: str, name: str, generation: int = 0) -> memoryview:

@@ -74,6 +74,9 @@ class Arrivals:
         for reception in [one for one in self._receptions.values() if one.key == key]:
             reception.drop()
 
+    def admit(self, key: bytes) -> None:
+        self._revoked.discard(key)
+
     def end(self, now: float) -> None:
         for link in list(self._links.values()):
             self._lose(link, now)

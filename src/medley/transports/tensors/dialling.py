@@ -51,6 +51,9 @@ class Dialling:
         for peer in [peer for peer in self._dialled if peer.public_key == key]:
             self._dialled.pop(peer).close()
 
+    def admit(self, key: bytes) -> None:
+        self._revoked.discard(key)
+
     def begin(self, now: float) -> None:
         """Start every call whose connection stands and that has no attempt under way."""
         for call in [call for call in self._calls if call.attempt.finished]:

@@ -84,6 +84,7 @@ class Engine:
             self._zap = self._context.socket(zmq.REP)
             self._zap.bind(ZAP_ENDPOINT)
             self._identity.apply_as_server(self._router)
+        self._router.ipv6 = "[" in endpoint
         self._router.bind(endpoint)
         self._arrivals = Arrivals(self._host, self._handler, self._router, self._identity is not None)
         self._dialling = Dialling(self._host, self._context, self._identity)
@@ -131,6 +132,12 @@ class Engine:
         self._revoked.add(key)
         self._arrivals.revoke(key, now)
         self._dialling.revoke(key)
+
+    def admit(self, key: bytes) -> None:
+        """Forget that the key was revoked."""
+        self._revoked.discard(key)
+        self._arrivals.admit(key)
+        self._dialling.admit(key)
 
     # -- the loop ----------------------------------------------------------------------------------
 

@@ -142,5 +142,6 @@ def dial(
     if identity is not None and peer.public_key is not None:
         identity.apply_as_client(socket, peer.public_key)
     monitor = socket.get_monitor_socket(EVENTS)
+    socket.ipv6 = "[" in peer.endpoint
     socket.connect(peer.endpoint)
     return Dialled(peer, Link(socket, (), peer.public_key or b"", counters), monitor)

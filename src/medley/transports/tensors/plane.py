@@ -124,6 +124,10 @@ class TensorPlane:
         """Refuse this key from now on, and end every transfer and connection it has with us."""
         self._engine.post(lambda now: self._engine.revoke(public_key, now))
 
+    def admit(self, public_key: bytes) -> None:
+        """Take back a `revoke`: from now on `allow` decides about this key again."""
+        self._engine.post(lambda now: self._engine.admit(public_key))
+
     def counters(self) -> Counter[str]:
         """A copy of what was counted since opening: bytes sent, objects, refused frames, damaged chunks, and so on."""
         return Counter(self._engine.counters)
