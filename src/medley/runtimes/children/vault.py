@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,9 @@ from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
 
 PART_NBYTES_MAX = 64 * 2**30
+# A peer's words become paths: what may stand in one is decided here and not by the peer.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PART = re.compile(r"part/[0-9]{1,18}/[0-9]{1,9}")
 
 
 class Vault:
@@ -59,6 +63,8 @@ class Vault:
         """A shard wants to store a checkpoint part: name part/<version>/<shard>."""
         if header.kind is not Kind.ARTIFACT or not header.name.startswith("part/"):
             return Refuse(f"the vault takes checkpoint parts, not '{header.name}'")
+        if not _PLAIN.fullmatch(header.run) or not _PART.fullmatch(header.name):
+            return Refuse("this is no name of a checkpoint part")
         if header.nbytes > PART_NBYTES_MAX:
             return Refuse(f"a part of {header.nbytes} bytes is over the limit of {PART_NBYTES_MAX}")
         path = self._incoming(header)
