@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from medley.models.load import cast_parameters
+from medley.models.dtype import cast_parameters
 from medley.models.lora import placement_key
 from medley.protocol.errors import UserError
 from medley.protocol.layout import Layout, TensorSpec, make_layout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from medley.protocol.errors import UserError
 
@@ -31,3 +32,11 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(
         features.get("avx512_bf16") or features.get("amx_bf16") or features.get("amx_tile") or features.get("bf16")
     )
+
+
+def cast_parameters(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Parameters only: buffers such as rotary frequencies lose too much in bf16."""
+    for p in network.parameters():
+        if p.is_floating_point():
+            p.data = p.data.to(dtype)
+    return network

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from medley.models import presets
 from medley.models.attention import ATTENTION
+from medley.models.dtype import cast_parameters
 from medley.models.lora import add_lora
 from medley.models.memory import available_nbytes, readable
 from medley.protocol.errors import UserError
@@ -90,14 +91,6 @@ def _random(config: Any, dtype: torch.dtype) -> Any:
     # Drawn in fp32 whatever the compute format, so that every machine starts from the same numbers.
     network = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     return cast_parameters(network, dtype)
-
-
-def cast_parameters(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Parameters only: buffers such as rotary frequencies lose too much in bf16."""
-    for p in network.parameters():
-        if p.is_floating_point():
-            p.data = p.data.to(dtype)
-    return network
 
 
 def _stored(base: str, dtype: torch.dtype) -> Any:
