@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> None:
     logs.configure(options.name, path=options.directory / "node.jsonl", stderr=False)
     describe_process(role="node", node=options.name)
     die_with_supervisor()
+    (options.directory / "pid").write_text(str(os.getpid()))
     try:
         asyncio.run(serve(options, Credentials.load(sys.argv[2])))
     except UserError as error:

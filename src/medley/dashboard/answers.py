@@ -8,12 +8,10 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-import httpx
-
+from medley.dashboard.relay import relay
 from medley.protocol.errors import Unavailable
 
 START_S = 60.0
-ANSWER_S = 120.0
 LINE_NBYTES_MAX = 1 << 20
 
 
@@ -30,21 +28,8 @@ class Answers:
     async def ask(self, model: str, messages: Sequence[Mapping[str, str]]) -> AsyncIterator[str]:
         """Pieces of the answer. Raises Unavailable with a sentence."""
         url = await self._serving(model)
-        body = {"model": model, "messages": list(messages), "stream": True, "max_tokens": 200, "temperature": 0}
-        try:
-            async with (
-                httpx.AsyncClient(timeout=ANSWER_S) as client,
-                client.stream("POST", f"{url}/v1/chat/completions", json=body) as reply,
-            ):
-                if reply.status_code != 200:
-                    raise Unavailable(_sentence(await reply.aread()))
-                async for line in reply.aiter_lines():
-                    if line.startswith("data: {"):
-                        piece = json.loads(line[6:])["choices"][0]["delta"].get("content")
-                        if piece:
-                            yield piece
-        except httpx.HTTPError as error:
-            raise Unavailable(f"the serving process did not answer: {error}") from error
+        async for piece in relay(f"{url}/v1", model, messages):
+            yield piece
 
     async def _serving(self, model: str) -> str:
         async with self._starting:
@@ -85,10 +70,3 @@ class Answers:
             self._process.kill()
             await self._process.wait()
         self._process = None
-
-
-def _sentence(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return "the serving process refused the question"

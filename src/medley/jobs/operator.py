@@ -272,8 +272,9 @@ class Operator:
 
     async def _revoke(self, body: Body) -> Body:
         node, reason = str(body.get("node", "")), str(body.get("reason", "") or "by a person")
-        if node not in self._host.role.pool:
-            known = did_you_mean(node, self._host.role.pool) if self._host.role.pool else "none has joined"
+        members = {*self._host.role.pool, *self._host.door.members}
+        if node not in members:
+            known = did_you_mean(node, members) if members else "none has joined"
             raise UserError(f"there is no node '{node}'; {known}")
         await self._host.keep(NodeRevoked(node, reason))
         self._host.revoke(node, reason)

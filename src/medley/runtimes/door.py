@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import PeerError, UserError
+from medley.protocol.ids import NodeId
 from medley.protocol.records import NodeRevoked, PoolRecord, TokenCreated, TokenRedeemed
 from medley.transports.identity import (
     Authority,
@@ -26,6 +27,7 @@ class Door:
     def __init__(self, authority: Authority, records: Iterable[PoolRecord]) -> None:
         self._authority = authority
         self._tokens: dict[str, StoredToken] = {}
+        self.members: set[NodeId] = set()  # whoever joined with a token, connected or not
         for record in records:
             self.fold(record)
 
@@ -37,6 +39,7 @@ class Door:
                 )
                 self._tokens[record.token] = stored
             case TokenRedeemed():
+                self.members.add(record.node)
                 stored = self._tokens[record.token]
                 self._tokens[record.token] = replace(
                     stored, redeemed=(*stored.redeemed, record.key_sha256)

@@ -39,13 +39,17 @@ def default_state_dir() -> Path:
 
 def exported_jobs(state_dir: Path) -> list[str]:
     """Names of the jobs whose model is ready."""
-    root = state_dir / "exports"
-    return sorted(d.name for d in root.iterdir() if d.is_dir()) if root.is_dir() else []
+    return sorted({d.name for root in _roots(state_dir) if root.is_dir() for d in root.iterdir() if d.is_dir()})
 
 
 def find_export(job: str, state_dir: Path) -> Path | None:
     """The Hugging Face directory that a job (by id or name) exported, or None."""
-    return state_dir / "exports" / job if job in exported_jobs(state_dir) else None
+    return next((root / job for root in _roots(state_dir) if job and (root / job).is_dir()), None)
+
+
+def _roots(state_dir: Path) -> tuple[Path, Path]:
+    """A person's own exports, and those of the coordinator that runs here."""
+    return state_dir / "exports", state_dir / "coordinator" / "exports"
 
 
 def resolve_model(model: str, state_dir: Path | None = None, download: Callable[[str], Path] | None = None) -> Resolved:

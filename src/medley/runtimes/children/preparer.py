@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from medley import __version__
+from medley.engines.task import Task, load_task
 from medley.engines.tensorfile import write_tensors
 from medley.engines.train import TrainEngine
-from medley.engines.task import Task, load_task
 from medley.policies.placement import assign_blocks
 from medley.protocol.codec import parse, text
 from medley.protocol.engine import Command, Exported, ExportJob, Failed, JobPrepared, PrepareJob, Report
@@ -69,7 +69,7 @@ def _task(spec: JobSpec, folder: Path, store: ArtifactStore) -> tuple[Task, tupl
 def _write_first_checkpoint(spec: JobSpec, job: str, engine: TrainEngine, root: Path, folder: Path) -> None:
     """The seeded or pretrained parameters, cut as the shards will own them."""
     store = CheckpointStore(root / "checkpoints")
-    owned = assign_blocks(engine.layout.blocks, {s: 1.0 for s in range(spec.placement.shards)})
+    owned = assign_blocks(engine.layout.blocks, dict.fromkeys(range(spec.placement.shards), 1.0))
     parts = []
     for shard, indices in owned.items():
         path = folder / f"part-{shard}"
