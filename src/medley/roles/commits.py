@@ -44,9 +44,9 @@ def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> N
 def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | None:
     """What was decided about this update before, if the worker did not hear it."""
     job, generation, update = ctx.job, ctx.generation, report.update
-    for commit in ctx.state.tail:
-        if any(m.update == update for m in commit.members):
-            return Outcome(job, generation, update, "committed", commit.number, "")
+    commit = commit_of(ctx, update)
+    if commit is not None:
+        return Outcome(job, generation, update, "committed", commit.number, "")
     if update in ctx.state.carried:
         return Outcome(job, generation, update, "carry", ctx.state.version, "told again")
     held = ctx.ledger.leases
@@ -55,6 +55,11 @@ def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | N
     if grants.sent_leases(ctx) & set(report.leases):
         return Outcome(job, generation, update, "drop", ctx.state.version, "another update has its leases")
     return None
+
+
+def commit_of(ctx: Context, update: UpdateId) -> Committed | None:
+    """The commit that contains this update, as far back as the oldest checkpoint."""
+    return next((c for c in ctx.state.tail if any(m.update == update for m in c.members)), None)
 
 
 def _measure_speed(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> None:

@@ -112,7 +112,9 @@ class Context:
         apply(self.state, record, keep)
 
     def send(self, node: NodeId, message: ToNode) -> None:
-        self.out.append(Send(node, message))
+        """To a node that is there; another one is told everything that still matters when it says Hello."""
+        if (view := self.pool.get(node)) is not None and view.connected:
+            self.out.append(Send(node, message))
 
     def run(self, command: Command) -> None:
         self.out.append(Run(command))

@@ -29,6 +29,7 @@ from medley.protocol.events import (
     Heard,
     Lost,
     Resume,
+    Revoke,
     Stop,
     Submit,
     Tick,
@@ -44,6 +45,7 @@ from medley.protocol.records import (
     TokenCreated,
     TokenRedeemed,
 )
+from medley.roles import recovery
 from medley.roles.context import NodeView, stream
 from medley.roles.run import Run as TrainingRun
 from medley.roles.state import RunState
@@ -102,6 +104,8 @@ class Coordinator:
                 out = self._cancel(event)
             case Resume():
                 out = self._resume(event)
+            case Revoke(node, reason):
+                out = self._revoke(node, reason, now_ns)
             case Stop():
                 out = self._stop()
             case _:
@@ -180,6 +184,18 @@ class Coordinator:
             return []
         view.connected, view.lost_ns = False, now_ns
         return []
+
+    def _revoke(self, node: NodeId, reason: str, now_ns: int) -> list[Effect]:
+        """Its stream ends, its keys are admitted nowhere any more, its work and its shards go to others."""
+        self.revoked[node] = reason
+        view = self.pool.get(node)
+        if view is not None:
+            view.revoked, view.connected, view.given_up, view.lost_ns = True, False, True, now_ns
+        for job, run in self.runs.items():
+            if not run.over:
+                run.node_lost(node)
+                recovery.expel(run.ctx, node, active=job == self.active)
+        return [Close(node, f"{node} was revoked: {reason}"), Explain(node, f"revoked: {reason}")]
 
     # -- engines of the coordinator itself ----------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def take_back(ctx: Context, leases: tuple[LeaseId, ...], reason: str) -> None:
         if gone & set(flight.report.leases):
             ctx.drop_update(update)
     ctx.persist(Returned(tuple(held), reason))
-    for node in owners:
+    for node in sorted(owners):
         ctx.send(node, Revoke(ctx.job, ctx.generation, tuple(held), reason))
         ctx.explain(f"leases of {node}", reason)
 
@@ -81,8 +81,8 @@ def _grant_rounds(ctx: Context, now_ns: int) -> None:
     ctx.round_size = {n: k for n, k in ctx.round_size.items() if n >= present}
     for number in (present, present + AHEAD):
         size = ctx.round_size.setdefault(number, train.sync.slots or len(ready))
-        if number == present and not train.sync.slots and not _round(ctx, number):
-            size = ctx.round_size[number] = len(ready)
+        if not train.sync.slots and (number > present or not ctx.roster.updates):
+            size = ctx.round_size[number] = max(len(_round(ctx, number)), len(ready))  # nothing of it is done yet
         while len(_round(ctx, number)) < size:
             node = _least_busy(ctx, ready, number)
             if node is None or not _grant(ctx, node, train.batch_samples, number, now_ns):

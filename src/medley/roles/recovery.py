@@ -8,6 +8,7 @@ restarts gets a few seconds before another one takes its shards.
 from __future__ import annotations
 
 from medley.policies.placement import Host, assign_blocks, choose_hosts
+from medley.protocol.engine import SetPeers
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import AssignShard, AssignWorker, Peers, Relay, Routes
 from medley.protocol.records import Placed, Promoted, ShardPlace
@@ -36,6 +37,18 @@ def lose_shard(ctx: Context, node: NodeId, shard: int, reason: str) -> None:
     ctx.roster.forget((node, shard))
     if any(p.shard == shard and node in replica_nodes(p) for p in ctx.state.places):
         ctx.lost_shards.setdefault((node, shard), reason)
+
+
+def expel(ctx: Context, node: NodeId, *, active: bool) -> None:
+    """A revoked node keeps no shard and no key: everybody who admitted its keys is told a list without them."""
+    for holder, shard in list(ctx.roster.replicas):
+        if holder == node:
+            lose_shard(ctx, node, shard, f"{node} was revoked")
+    for engine in [one for one in ctx.roster.addresses if one[0] == node]:
+        ctx.roster.forget(engine)
+    ctx.roster.keys_number += 1
+    if active:
+        ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), ctx.vault))
 
 
 def _notice_absent_hosts(ctx: Context, now_ns: int) -> None:

@@ -43,6 +43,7 @@ from medley.protocol.messages import (
     LeaseFailed,
     Leave,
     LoadFailed,
+    Outcome,
     PartFailed,
     PartWritten,
     PeersSet,
@@ -339,11 +340,22 @@ class Run:
         if status.phase in ("idle", "wanting") and node in ctx.roster.workers:
             ctx.roster.workers[node].hung = False
         held = {n for n, h in ctx.ledger.leases.items() if h.node == node}
-        foreign = set(status.leases) - held
+        foreign = set(status.leases) - held - self._say_committed(node, status)
         if foreign:
             ctx.send(node, Revoke(ctx.job, ctx.generation, tuple(sorted(foreign)), "they are not this worker's"))
         missed = [n for n in held - set(status.leases) if now_ns - ctx.granted_ns.get(n, 0) > RECENT_NS]
         self._say_leases_again(node, missed)
+
+    def _say_committed(self, node: NodeId, status: WorkerStatus) -> set[LeaseId]:
+        """Tell a worker of its updates that were committed without its knowing; returns their leases."""
+        ctx = self.ctx
+        known: set[LeaseId] = set()
+        for update in status.updates:
+            commit = commits.commit_of(ctx, update)
+            if commit is not None:
+                known.update(n for m in commit.members if m.update == update for n in m.leases)
+                ctx.send(node, Outcome(ctx.job, ctx.generation, update, "committed", commit.number, ""))
+        return known
 
     def _say_leases_again(self, node: NodeId, missed: list[LeaseId]) -> None:
         ctx = self.ctx
