@@ -66,10 +66,18 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoke:
+    """A node is refused from now on; that is in the log already."""
+
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Save everything and stop: a signal, or the end of a person's patience."""
 
 
-CoordinatorEvent = Tick | Heard | Lost | EngineSaid | Submit | Cancel | Resume | Stop
+CoordinatorEvent = Tick | Heard | Lost | EngineSaid | Submit | Cancel | Resume | Revoke | Stop
 NodeEvent = Tick | Told | EngineSaid
 Event = CoordinatorEvent | NodeEvent
