@@ -144,6 +144,18 @@ def test_a_clock_that_is_years_off_is_named(home: Path, canned: Canned, tmp_path
     assert "set this machine's clock" in found.do
 
 
+def test_a_member_reaches_its_coordinator(cli: Cli, canned: Canned, home: Path) -> None:
+    control = json.loads((home / "coordinator" / "address.json").read_text())["control"]
+    (home / "coordinator" / "address.json").unlink()
+    (home / "node").mkdir()
+    authority_of(home).enrol("lab-1", "node", time.time_ns()).save(home / "node" / "credentials.pem")
+    (home / "node" / "member.json").write_text(json.dumps({"control": control, "node": "lab-1", "authority": "f"}))
+    status, found = findings(cli)
+    assert status == 0
+    assert found["member"]["says"].startswith("certificate of lab-1 is valid for")
+    assert found["control"]["says"].startswith(f"{control} answers as this pool's coordinator")
+
+
 def test_a_stranger_on_the_tensor_port() -> None:
     with stranger(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
         found = check_tensors(f"tcp://{address}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import click
@@ -22,6 +23,7 @@ Examples:
 @click.option("--no-shard", is_flag=True, help="Keep no parameters here; compute only.")
 @click.option("--allow-code", is_flag=True, help="Let jobs run task code that is installed on this machine.")
 @click.option("--dir", "directory", metavar="DIR", help="State of this machine as a member. Default: ~/.medley/node.")
+@click.option("--json", "as_json", is_flag=True, help="Print what happens as one JSON object a line.")
 def command(
     address: str | None,
     token: str | None,
@@ -30,6 +32,7 @@ def command(
     no_shard: bool,
     allow_code: bool,
     directory: str | None,
+    as_json: bool,
 ) -> None:
     """Lend this machine to a coordinator.
 
@@ -40,16 +43,17 @@ def command(
 
     from medley.jobs.home import node_dir
     from medley.protocol.errors import UserError
+    from medley.runtimes.addresses import split
+    from medley.runtimes.join import JoinOptions, run_join
     from medley.transports.identity import parse_token
 
     if no_worker and no_shard:
         raise UserError("--no-worker and --no-shard together leave this machine nothing to do: drop one of them")
     if address:
-        _check_address(address)
+        split(address)
     if token:
         parse_token(token)
-    from medley.runtimes.join import JoinOptions, run_join
-
+    tell = _as_json if as_json else click.echo
     run_join(
         JoinOptions(
             address=address or "",
@@ -59,13 +63,10 @@ def command(
             shard=not no_shard,
             allow_code=allow_code,
             directory=Path(directory).expanduser() if directory else node_dir(),
-        )
+        ),
+        tell,
     )
 
 
-def _check_address(address: str) -> None:
-    from medley.protocol.errors import UserError
-
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError(f"'{address}' is no address: write HOST:PORT, such as 192.168.1.20:7071")
+def _as_json(line: str) -> None:
+    click.echo(json.dumps({"said": line}))

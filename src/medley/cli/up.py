@@ -46,6 +46,7 @@ def command(
     """
     from medley.jobs.home import coordinator_dir, is_running
     from medley.protocol.errors import UserError
+    from medley.runtimes.addresses import is_loopback
     from medley.runtimes.up import UpOptions, run_up
 
     where = coordinator_dir(directory)
@@ -64,18 +65,9 @@ def command(
         http_port=http_port,
         advertised=tuple(advertise),
         workers=0 if no_workers else workers,
-        announce=not _is_loopback(host),
+        announce=not is_loopback(host),
     )
     if as_json:
-        run_up(options, lambda line: click.echo(line, err=True), lambda where: click.echo(json.dumps(where)))
+        run_up(options, lambda line: click.echo(line, err=True), lambda address: click.echo(json.dumps(address)))
     else:
         run_up(options, click.echo)
-
-
-def _is_loopback(host: str) -> bool:
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -8,8 +8,11 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from medley.jobs.finding import Finding
 from medley.jobs.home import ADDRESS, CREDENTIALS, operator, whereabouts
@@ -24,7 +27,8 @@ CONNECT_S: Final = 5.0
 ASK_S: Final = 10.0
 # A ZeroMQ peer speaks first: ten bytes, of which the outer two are fixed (ZMTP 3.1, section 3.1).
 SIGNATURE_NBYTES: Final = 10
-_BEHIND = "set this machine's clock: certificates are not valid yet, or not any more, by its time"
+CREDENTIALS_OF_MEMBER: Final = "credentials.pem"
+_BEHIND: Final = "set this machine's clock: certificates are not valid yet, or not any more, by its time"
 
 
 def check_coordinator(directory: Path) -> Iterator[Finding]:
@@ -67,16 +71,28 @@ def _control(directory: Path) -> Iterator[Finding]:
 
 
 def check_member(directory: Path) -> Iterator[Finding]:
-    """This machine's own certificate as a member of a pool, where it joined one."""
-    path = directory / "credentials.pem"
+    """This machine as a member of a pool, where it joined one: its certificate, and the way to its coordinator."""
+    path = directory / CREDENTIALS_OF_MEMBER
     if not path.exists():
         return
     from medley.transports.identity import Credentials
 
     try:
-        yield _certificate("member", Credentials.load(path))
+        credentials = Credentials.load(path)
+        yield _certificate("member", credentials)
     except MedleyError as error:
         yield Finding("fail", "member", str(error), "join again with a new token")
+        return
+    control = _control_of_member(directory)
+    if control:
+        yield replace(check_door(control, credentials.authority_pem, path), what="control")
+
+
+def _control_of_member(directory: Path) -> str:
+    try:
+        return str(msgspec.json.decode((directory / "member.json").read_bytes(), type=dict[str, str])["control"])
+    except (OSError, KeyError, msgspec.DecodeError):
+        return ""
 
 
 def check_token(text: str) -> Iterator[Finding]:
@@ -92,13 +108,18 @@ def check_token(text: str) -> Iterator[Finding]:
     yield from findings
 
 
-def check_door(address: str, authority_pem: bytes) -> Finding:
-    """A TLS handshake with whoever listens at "host:port", which must be a coordinator of this authority."""
+def check_door(address: str, authority_pem: bytes, own: Path | None = None) -> Finding:
+    """A TLS handshake with whoever listens at "host:port", which must be a coordinator of this authority.
+
+    `own` is the file of our credentials, for a port that asks for them.
+    """
     from medley.transports.identity import SERVER_NAME
 
     host, _, port = address.rpartition(":")
     context = ssl.create_default_context(cadata=authority_pem.decode())
     context.set_alpn_protocols(["h2"])
+    if own is not None:
+        context.load_cert_chain(own)
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S) as raw:
             with context.wrap_socket(raw, server_hostname=SERVER_NAME) as secure:
