@@ -37,9 +37,11 @@ service Door {
 }
 
 // One stream a node, mutual TLS, certificates of role node. The first message is Hello, and its node is the
-// certificate's. Delivery is in order and at most once.
+// certificate's. Delivery is in order and at most once. Renew takes a signing request alone: who asks, and
+// which name the new certificate gets, says the certificate of the connection.
 service Control {
   rpc Attach(stream Envelope) returns (stream Envelope);
+  rpc Renew(JoinRequest) returns (JoinReply);
 }
 
 // Questions of people and of the page, on the control port; mutual TLS, certificates of role operator.

@@ -22,6 +22,7 @@ from medley.runtimes.addresses import address_of, dialled_here, split
 from medley.runtimes.coordinator import CoordinatorHost, CoordinatorOptions
 from medley.runtimes.lifeline import die_with_supervisor, on_stop
 from medley.store.errors import Fenced, StoreFull
+from medley.transports.identity.authority import SERVER_LIFE_S
 from medley.transports.identity.credentials import write_private
 
 
@@ -29,7 +30,8 @@ async def serve(options: CoordinatorOptions) -> None:
     """Run until stopped."""
     host = CoordinatorHost(options)
     operator = Operator(host)
-    host.authority.enrol("operator", "operator", host.clock.wall_ns()).save(options.directory / "operator.pem")
+    operator_pem = host.authority.enrol("operator", "operator", host.clock.wall_ns(), SERVER_LIFE_S)
+    operator_pem.save(options.directory / "operator.pem")
     on_stop(host.stop)
     async with serve_page(host, operator) as http:
 

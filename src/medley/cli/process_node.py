@@ -24,7 +24,7 @@ async def serve(options: NodeOptions, credentials: Credentials) -> None:
     assert task is not None
     on_stop(task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
-        await NodeHost(options, credentials).run()
+        await NodeHost(options, credentials, lambda new: new.save(sys.argv[2])).run()
 
 
 def main() -> None:

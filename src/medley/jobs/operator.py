@@ -67,6 +67,9 @@ class Operator:
     async def join(self, request: JoinRequest) -> JoinReply:
         return await self._host.join(request)
 
+    async def renew(self, request: JoinRequest, certificate: bytes) -> JoinReply:
+        return await self._host.renew(request, certificate)
+
     async def ask(self, method: str, body: bytes, caller: str) -> bytes:
         question = self._questions.get(method)
         if question is None:

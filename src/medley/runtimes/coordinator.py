@@ -47,7 +47,7 @@ from medley.runtimes.process import EngineProcess
 from medley.store.eventlog import Entry, EventLog
 from medley.transports.control.contract import Limits
 from medley.transports.control.server import ControlServer
-from medley.transports.identity import Authority
+from medley.transports.identity import Authority, peer_identity
 
 RECORDS = Codec(Record)
 POOL = "pool"
@@ -312,6 +312,15 @@ class CoordinatorHost:
         if reply.refused:
             self.log.warning("join refused", node=request.node, reason=reply.refused)
         return reply
+
+    async def renew(self, request: JoinRequest, certificate: bytes) -> JoinReply:
+        """A new certificate for the node that the connection's certificate names, unless it was revoked."""
+        name = peer_identity(certificate).name
+        if name in self.role.revoked:
+            raise PeerError(f"{name} was revoked: {self.role.revoked[name]}")
+        renewed = self.authority.renew(request.csr_pem, certificate, self.clock.wall_ns())
+        self.log.info("certificate renewed", node=name)
+        return JoinReply(renewed, self.authority.certificate_pem, name, "", "")
 
     async def keep(self, record: PoolRecord) -> None:
         """Persist one of the pool's own facts, then believe it."""

@@ -23,6 +23,7 @@ from medley.observe.logs import logger
 from medley.protocol import effects as fx
 from medley.protocol.engine import EngineExited, OpenShard, OpenWorker, Progress
 from medley.protocol.engine import Report as EngineReport
+from medley.protocol.errors import MedleyError, PeerError
 from medley.protocol.events import EngineSaid, Event, Tick, Told
 from medley.protocol.ids import NS_PER_S, JobId, NodeId
 from medley.protocol.messages import (
@@ -44,10 +45,11 @@ from medley.runtimes.addresses import route_to, split
 from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.process import EngineProcess
-from medley.transports.control.client import ControlClient
-from medley.transports.identity import Credentials
+from medley.transports.control.client import ControlClient, renew
+from medley.transports.identity import Credentials, needs_renewal, signing_request
 
 TICK_S = 0.25
+RENEW_S = 600.0
 SILENT_ENGINE_NS = 60 * NS_PER_S  # an engine says `Progress` every second; so long without it means it hangs
 RESPAWN_FIRST_S, RESPAWN_LAST_S, STEADY_NS = 0.1, 10.0, 10 * NS_PER_S
 
@@ -88,9 +90,13 @@ class Hosted:
 class NodeHost:
     """Runs one node until cancelled."""
 
-    def __init__(self, options: NodeOptions, credentials: Credentials) -> None:
+    def __init__(
+        self, options: NodeOptions, credentials: Credentials, renewed: Callable[[Credentials], None] = lambda new: None
+    ) -> None:
+        """`renewed` keeps new credentials, so that a restart finds them."""
         self._options = options
         self._credentials = credentials
+        self._renewed = renewed
         self._boot = secrets.token_hex(4)
         self._clock = SystemClock()
         self._roles: dict[Key, Hosted] = {}
@@ -108,9 +114,10 @@ class NodeHost:
             tasks.create_task(self._consume())
             tasks.create_task(self._tick())
             tasks.create_task(self._beat())
+            tasks.create_task(self._renew())
             await self._client.run(
                 self._options.control,
-                self._credentials,
+                lambda: self._credentials,
                 self._hello,
                 self._inbox,
                 disconnected=self._disconnected,
@@ -148,6 +155,26 @@ class NodeHost:
         hit(f"node.send.before.{kind}")
         self._client.send(message)
         hit(f"node.send.after.{kind}")
+
+    async def _renew(self) -> None:
+        """A new certificate when two thirds of the present one's life are over; asked again until there is one."""
+        while True:
+            try:
+                if needs_renewal(self._credentials.cert_pem, self._clock.wall_ns()):
+                    await self._renew_now()
+            except MedleyError as error:
+                self._log.warning("certificate not renewed", reason=str(error))
+            await self._clock.sleep(RENEW_S)
+
+    async def _renew_now(self) -> None:
+        old = self._credentials
+        reply = await renew(self._options.control, old, signing_request(old.key_pem))
+        if reply.refused:
+            raise PeerError(reply.refused)
+        new = Credentials(reply.certificate_pem, old.key_pem, old.authority_pem)
+        self._renewed(new)
+        self._credentials = new
+        self._log.info("certificate renewed")
 
     # -- events -----------------------------------------------------------------------------------------------
 

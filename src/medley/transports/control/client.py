@@ -20,7 +20,7 @@ from medley.protocol import wire
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import FrameError, Unavailable, UserError
 from medley.protocol.messages import FromNode, Hello
-from medley.transports.control.contract import ATTACH, EOF, JOIN, Limits, channel_options
+from medley.transports.control.contract import ATTACH, EOF, JOIN, RENEW, Limits, channel_options
 from medley.transports.control.outbox import Outbox
 from medley.transports.identity import Credentials
 
@@ -74,20 +74,20 @@ class ControlClient:
     async def run(
         self,
         address: str,
-        identity: Credentials,
+        identity: Credentials | Callable[[], Credentials],
         hello: Callable[[], Hello],
         inbox: Callable[[wire.Envelope], None],
         connected: Callable[[], None] = lambda: None,
         disconnected: Callable[[str], None] = lambda reason: None,
     ) -> NoReturn:
-        """Stay connected until cancelled. `hello` is asked at each attempt; the callbacks must not block.
+        """Stay connected until cancelled. `hello` and `identity` are asked at each attempt; no callback may block.
 
         `disconnected` hears one sentence for each attempt that ended, whether or not it had connected.
         """
         delay_s = self._limits.reconnect_first_s
         while True:
             session = _Session(self, hello, inbox, connected)
-            reason = await session.run(address, identity)
+            reason = await session.run(address, identity() if callable(identity) else identity)
             disconnected(reason)
             if session.refused:
                 delay_s = self._limits.reconnect_last_s
@@ -194,6 +194,19 @@ async def join(
             data = await call(wire.encode_plain(request), timeout=limits.join_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise unanswered(door_address, error) from None
+    return wire.decode_plain(JoinReply, data)
+
+
+async def renew(address: str, identity: Credentials, csr_pem: bytes, limits: Limits | None = None) -> JoinReply:
+    """A new certificate for our own name, over the control port. Raises as `join`."""
+    limits = limits or Limits()
+    credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.cert_pem)
+    async with grpc.aio.secure_channel(address, credentials, channel_options(limits)) as channel:
+        try:
+            call: Any = channel.unary_unary(RENEW)  # type: ignore[call-arg]
+            data = await call(wire.encode_plain(JoinRequest("", "", csr_pem, "")), timeout=limits.join_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise unanswered(address, error) from None
     return wire.decode_plain(JoinReply, data)
 
 

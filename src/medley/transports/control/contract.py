@@ -23,6 +23,7 @@ EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 PACKAGE = "medley.v1"
 JOIN = f"/{PACKAGE}.Door/Join"
 ATTACH = f"/{PACKAGE}.Control/Attach"
+RENEW = f"/{PACKAGE}.Control/Renew"
 ASK = f"/{PACKAGE}.Operator/Ask"
 FOLLOW = f"/{PACKAGE}.Operator/Follow"
 
@@ -75,6 +76,8 @@ class ControlHandler(Protocol):
     def follow(self, method: str, body: bytes, caller: str) -> AsyncGenerator[bytes, None]: ...
 
     async def join(self, request: JoinRequest) -> JoinReply: ...
+
+    async def renew(self, request: JoinRequest, certificate: bytes) -> JoinReply: ...
 
 
 def channel_options(limits: Limits) -> list[tuple[str, int | str]]:

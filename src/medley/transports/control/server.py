@@ -27,6 +27,7 @@ from medley.transports.control.contract import (
     EOF,
     FOLLOW,
     JOIN,
+    RENEW,
     ControlHandler,
     Limits,
     server_options,
@@ -250,10 +251,22 @@ class ControlServer:
                 request = wire.decode_plain(JoinRequest, data)
                 return wire.encode_plain(await self._handler.join(request))
 
-        def refuse(reason: str) -> bytes:
-            return wire.encode_plain(JoinReply(b"", b"", "", "", reason))
+        return await _answered(answer, _no_certificate, context)
 
-        return await _answered(answer, refuse, context)
+    async def _renew(self, data: bytes, context: Context) -> bytes:
+        try:
+            require_role(context.auth_context(), "node")
+        except PeerError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            raise
+        certificate = next(iter(context.auth_context()["x509_pem_cert"]))
+
+        async def answer() -> bytes:
+            async with asyncio.timeout(self._limits.join_timeout_s):
+                request = wire.decode_plain(JoinRequest, data)
+                return wire.encode_plain(await self._handler.renew(request, certificate))
+
+        return await _answered(answer, _no_certificate, context)
 
     async def _ask(self, data: bytes, context: Context) -> bytes:
         caller = await _operator(context)
@@ -280,6 +293,7 @@ class ControlServer:
         return _Methods(
             {
                 ATTACH: grpc.stream_stream_rpc_method_handler(self._attach),
+                RENEW: grpc.unary_unary_rpc_method_handler(self._renew),
                 ASK: grpc.unary_unary_rpc_method_handler(self._ask),
                 FOLLOW: grpc.unary_stream_rpc_method_handler(self._follow),
             }
@@ -315,6 +329,10 @@ async def _operator(context: Context) -> str:
     except PeerError as error:
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         raise
+
+
+def _no_certificate(reason: str) -> bytes:
+    return wire.encode_plain(JoinReply(b"", b"", "", "", reason))
 
 
 def _error(reason: str) -> bytes:

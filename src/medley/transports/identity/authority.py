@@ -39,8 +39,10 @@ from medley.transports.identity.credentials import Credentials, read_private, sp
 
 FILE: Final = "authority.pem"
 AUTHORITY_LIFE_S: Final = 10 * 365 * 24 * 3600
-NODE_LIFE_S: Final = 7 * 24 * 3600
-SERVER_LIFE_S: Final = 90 * 24 * 3600
+# Nodes renew at two thirds of it, so it is how long a machine may be switched off and still come back.
+NODE_LIFE_S: Final = 30 * 24 * 3600
+# The authority's key lies beside these keys, so a short life would protect nothing; a restart makes new ones.
+SERVER_LIFE_S: Final = 2 * 365 * 24 * 3600
 # Always among a coordinator's names, so that its certificate verifies at whatever address a machine reaches
 # it.
 SERVER_NAME: Final = "medley-coordinator"
