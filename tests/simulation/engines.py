@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tests.simulation.kernel import MS
+from tests.simulation.proof import START, Vector
 
 from medley.protocol import engine as e
 from medley.protocol.codec import parse
 from medley.protocol.layout import Layout
 from medley.protocol.messages import Address, Route
 from medley.protocol.plan import Plan
-from tests.simulation.kernel import MS
-from tests.simulation.proof import START, Vector
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -182,7 +182,16 @@ class WorkerEngine:
         size = command.span.stop - command.span.start
         self._say_if_alive(
             e.Computed(
-                command.update, float(size), float(size), 0.0, size, size * 10, took / 1e9, 2, 0.0, True if finite else False
+                command.update,
+                float(size),
+                float(size),
+                0.0,
+                size,
+                size * 10,
+                took / 1e9,
+                2,
+                0.0,
+                finite,
             )
         )
         self._work()
@@ -243,7 +252,7 @@ class ShardEngine:
     params: Parts = field(default_factory=dict)
     staged: dict[str, Parts] = field(default_factory=dict)
     pins: dict[int, Parts] = field(default_factory=dict)
-    backup: Address = Address("", "")
+    backup: Address = field(default_factory=lambda: Address("", ""))
 
     def run(self, command: e.ShardCommand) -> None:
         w = self.world

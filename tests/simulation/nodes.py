@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.simulation.engines import ShardEngine, WorkerEngine
+from tests.simulation.kernel import MS, S
+
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
 from medley.protocol import messages as m
 from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
 from medley.roles.shard import Shard
 from medley.roles.worker import Worker
-from tests.simulation.engines import ShardEngine, WorkerEngine
-from tests.simulation.kernel import MS, S
 
 if TYPE_CHECKING:
     from tests.simulation.world import Stream, World
@@ -81,7 +82,11 @@ class Node:
             self._handle(key, Tick())
         for key, hosted in list(self.roles.items()):
             engine = hosted.engine
-            if isinstance(engine, WorkerEngine) and engine.hung_ns and self.world.kernel.now - engine.hung_ns > SILENT_NS:
+            if (
+                isinstance(engine, WorkerEngine)
+                and engine.hung_ns
+                and self.world.kernel.now - engine.hung_ns > SILENT_NS
+            ):
                 self.kill_engine(key, "silent", False)
         if self.stream is not None and self.stream.open and self.stream.welcomed:
             self.stream.to_coordinator(m.Heartbeat(self.name, *self._statuses()))
@@ -118,9 +123,7 @@ class Node:
         if key in self.roles:
             self._handle(key, Told(message))
             return
-        role = (
-            Worker(self.name, str(self.boot), message) if isinstance(message, m.AssignWorker) else Shard(message)
-        )
+        role = Worker(self.name, str(self.boot), message) if isinstance(message, m.AssignWorker) else Shard(message)
         self.roles[key] = Hosted(role)
         self._execute(key, role.start())
 

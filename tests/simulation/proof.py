@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medley.protocol.records import Committed, Leased, Placed, Prepared, Record, Returned
 from medley.protocol.codec import parse
-from medley.protocol.plan import Plan
 from medley.protocol.messages import Span
+from medley.protocol.plan import Plan
+from medley.protocol.records import Committed, Leased, Placed, Prepared, Record, Returned
 
 Vector = NDArray[np.float64]
 START = 2.0

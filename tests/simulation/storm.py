@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
 from tests.simulation.kernel import MS, S
 from tests.simulation.nodes import Node
 from tests.simulation.world import World
+
+from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
 
 STORM_NS = 40 * S
 DEADLINE_NS = 400 * S
@@ -51,12 +52,8 @@ def draw_spec(random: Random) -> JobSpec:
             deterministic=deterministic,
             eval_every_commits=random.choice([0, 3, 7]),
         ),
-        placement=Placement(
-            shards=random.choice([1, 2, 3]), replication=random.choice([1, 1, 2]), block_elements=4
-        ),
-        checkpoint=Checkpoint(
-            every_s=random.choice([1.0, 3.0, 10.0]), every_commits=random.choice([0, 0, 4]), keep=2
-        ),
+        placement=Placement(shards=random.choice([1, 2, 3]), replication=random.choice([1, 1, 2]), block_elements=4),
+        checkpoint=Checkpoint(every_s=random.choice([1.0, 3.0, 10.0]), every_commits=random.choice([0, 0, 4]), keep=2),
     )
 
 
@@ -185,9 +182,7 @@ def weather(seed: int, *, faults: bool = True, tracing: bool = False) -> World:
     world.submit()
     if faults:
         Storm(world)
-    finished = world.kernel.run(
-        DEADLINE_NS, lambda: world.job is not None and world.job.state.state == "done"
-    )
+    finished = world.kernel.run(DEADLINE_NS, lambda: world.job is not None and world.job.state.state == "done")
     assert finished, f"not done after {world.kernel.now / S:.0f} s: {stuck(world)}"
     world.check_fold()
     world.check_export()

@@ -10,6 +10,12 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from tests.simulation.engines import ShardEngine, Vault, WorkerEngine
+from tests.simulation.kernel import MS, Kernel, S
+from tests.simulation.nodes import Node
+from tests.simulation.proof import START, Proof, Vector
+
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
 from medley.protocol import messages as m
@@ -23,12 +29,6 @@ from medley.protocol.spec import JobSpec
 from medley.roles import ledger
 from medley.roles.coordinator import Coordinator
 from medley.roles.run import Run
-from tests.simulation.engines import ShardEngine, Vault, WorkerEngine
-from tests.simulation.kernel import MS, S, Kernel
-from tests.simulation.nodes import Node
-from tests.simulation.proof import START, Proof, Vector
-
-import numpy as np
 
 JOB = "j"
 LOG = Codec(Record)
@@ -183,7 +183,9 @@ class World:
     def kill_vault(self) -> None:
         if self.vault.alive:
             self.vault.alive = False
-            self.kernel.after(self.jitter(20 * MS), self._if_life, self.life, EngineSaid(e.EngineExited("killed", False)))
+            self.kernel.after(
+                self.jitter(20 * MS), self._if_life, self.life, EngineSaid(e.EngineExited("killed", False))
+            )
             self.kernel.after(self.jitter(600 * MS), self._open_vault, self.life)
 
     def _open_vault(self, life: int) -> None:
@@ -266,9 +268,7 @@ class World:
         if life != self.life or self.coordinator is None:
             return
         spec = parse(command.spec, JobSpec)
-        tensors = tuple(
-            TensorSpec(f"t{i}", (min(8, self.samples - i),), "") for i in range(0, self.samples, 8)
-        )
+        tensors = tuple(TensorSpec(f"t{i}", (min(8, self.samples - i),), "") for i in range(0, self.samples, 8))
         plan = Plan(spec, self.samples, self.heldout, tensors, ())
         self.vault.prepare(plan)
         self.handle(EngineSaid(e.JobPrepared(command.job, text(plan))))

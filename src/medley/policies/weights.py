@@ -33,7 +33,7 @@ def member_weights(train: Train, members: Sequence[Candidate]) -> tuple[float, .
         return tuple(1.0 if m.staleness == 0 else staleness.weight(train.sync, m.staleness) for m in members)
     aged = [staleness.weight(train.sync, m.staleness) for m in members]
     newest = max(aged)
-    if train.sync.local_steps > 1:
+    if train.sync.mode == "local-sgd":
         total = sum(m.tokens for m in members)
         return tuple(a / newest * m.tokens / total for a, m in zip(aged, members, strict=True))
     total = sum(m.tokens for m in members)

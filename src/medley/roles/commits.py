@@ -160,6 +160,7 @@ def _count_not_finite(ctx: Context) -> None:
             "lower train.optimizer.lr or set train.optimizer.clip_norm"
         )
         ctx.persist(StateChanged(ctx.job, "failed", reason, ctx.wall_ns))
+        ctx.explain(ctx.job, f"failed: {reason}")
 
 
 def _commit(ctx: Context, updates: Sequence[UpdateId], now_ns: int) -> None:
@@ -171,7 +172,7 @@ def _commit(ctx: Context, updates: Sequence[UpdateId], now_ns: int) -> None:
         Candidate(max(f.report.weight, 1e-9), ctx.roster.squared_norm(u, ctx.state.places), _staleness(ctx, u))
         for u, f in zip(ordered, flights, strict=True)
     ]
-    lr = grants.rate(ctx) if train.sync.local_steps == 1 else 1.0
+    lr = 1.0 if train.sync.mode == "local-sgd" else grants.rate(ctx)
     weights = member_weights(train, candidates)
     members = tuple(
         MemberRecord(u, f.node, f.report.leases, w, c.staleness)

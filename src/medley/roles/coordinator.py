@@ -274,7 +274,10 @@ class Coordinator:
             return []
         chosen = min(waiting, key=lambda r: (r.state.state == "queued", r.state.submitted_wall_ns, r.ctx.job))
         self.active = chosen.ctx.job
-        return [Explain(self.active, "it has the pool now: it waited longest"), *chosen.begin(self.vault, self.term << 32)]
+        return [
+            Explain(self.active, "it has the pool now: it waited longest"),
+            *chosen.begin(self.vault, self.term << 32),
+        ]
 
 
 def _describe(message: Hello) -> str:

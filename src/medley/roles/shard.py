@@ -76,7 +76,7 @@ class Shard:
     pins: set[Version] = field(default_factory=set)
     peers: int = 0
     address: EngineUp | None = None
-    backup: Address = Address("", "")
+    backup: Address | None = None
     damaged: LoadFailed | None = None  # what it cannot load, until it is assigned anew
     load_failed_ns: int = 0  # while something waits to be tried again: when it failed
     relay_failed_ns: int = 0
@@ -281,13 +281,15 @@ class Shard:
             self.damaged = LoadFailed(a.job, a.generation, a.shard, a.version, report.reason, True)
             return [Report(self.damaged)]
         self.engine, self.load_failed_ns = "opened", now_ns
-        return [Explain(f"shard {a.shard}", f"loading checkpoint {a.version} failed, it is tried again: {report.reason}")]
+        return [
+            Explain(f"shard {a.shard}", f"loading checkpoint {a.version} failed, it is tried again: {report.reason}")
+        ]
 
     def _try_again(self, now_ns: int) -> list[Effect]:
         if self.engine == "opened" and self.load_failed_ns and now_ns - self.load_failed_ns > RETRY_NS:
             self.engine, self.load_failed_ns = "loading", 0
             return [Run(LoadShard(self.generation, self.assignment.version))]
-        if self.relay_failed_ns and now_ns - self.relay_failed_ns > RETRY_NS:
+        if self.backup is not None and self.relay_failed_ns and now_ns - self.relay_failed_ns > RETRY_NS:
             self.relay_failed_ns = 0
             return [Run(SetRelay(self.backup))]  # passes on all that is staged; the backup knows what it has
         return []
@@ -295,7 +297,7 @@ class Shard:
     def _exited(self, report: EngineExited) -> list[Effect]:
         a = self.assignment
         self._forget()
-        self.address, self.backup = None, Address("", "")
+        self.address = self.backup = None
         down = EngineDown(a.job, a.generation, a.shard, report.reason, report.memory)
         return [Report(down), Explain(f"shard {a.shard}", f"engine ended: {report.reason}"), *self.start()]
 
