@@ -17,7 +17,7 @@ from medley.data.order import epoch_order
 from medley.engines.task import Loss, Task
 from medley.engines.train import Stopped, TrainEngine, Work
 from medley.protocol.errors import UserError
-from medley.protocol.spec import Optimizer, Placement, Train
+from medley.protocol.spec import Optimizer, Placement, Sync, Train
 
 SAMPLES = 40
 PLAIN = Train(optimizer=Optimizer(clip_norm=0.0), seed=5)
@@ -129,6 +129,19 @@ def test_local_steps_give_the_difference_of_a_plain_loop(optimizer: Optimizer) -
         torch.testing.assert_close(result.update, base - flat(network.parameters()), atol=1e-5, rtol=1e-4)
     assert result.weight == 24.0
     assert torch.equal(flat(made.network.parameters()), base)
+
+
+def test_a_single_step_of_local_sgd_is_a_difference_too() -> None:
+    """The last lease of an epoch may be that short; a gradient in its place once wrecked whole runs."""
+    plain = Optimizer(kind="sgd", clip_norm=0.0, weight_decay=0.0)
+    made = engine(Curve(), replace(PLAIN, sync=Sync(mode="local-sgd", local_steps=4), optimizer=plain))
+    base = made.initial().clone()
+    made.load_base(0, base)
+    update = made.run(Work(((0, 0, 8),), 1), lr=1e-3).update
+    gradients = engine(Curve())
+    gradients.load_base(0, base)
+    summed = gradients.run(Work(((0, 0, 8),), 1), lr=1e-3).update
+    torch.testing.assert_close(update, 1e-3 * summed / 8, rtol=1e-3, atol=1e-7)
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_sum() -> None:

@@ -155,7 +155,8 @@ class TrainEngine:
         began_ns = self._now_ns()
         steps = self._ahead.take(work)
         self._shrunk = 0
-        if work.steps == 1:
+        # A lease at the end of an epoch may have one step in local-sgd too, where shards expect a difference.
+        if work.steps == 1 and self._train.sync.mode != "local-sgd":
             sums, norm = self._accumulate(steps[0], _seed(self._train.seed, work, 0), should_stop)
             update = self._sum.to("cpu", copy=True)
         else:
