@@ -111,7 +111,7 @@ def _done(job: dict[str, Any]) -> str:
 
 def _details(answer: dict[str, Any]) -> list[str]:
     job = answer["job"]
-    state = f"{job['state']} since {moment(job['changed_wall_ns'])}"
+    state = job["state"] + (f" since {moment(job['changed_wall_ns'])}" if job["changed_wall_ns"] else "")
     lines = [
         ("job", f"{job['job']} ({job['name']})"),
         ("state", f"{state}: {job['reason']}" if job["reason"] else state),

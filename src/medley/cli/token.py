@@ -52,9 +52,10 @@ def create(asking: Asking, lifetime: int, uses: int) -> None:
     """Print a token. It is a secret: whoever has it may join."""
     answer = asking.ask("token", {"lifetime_s": lifetime, "uses": uses})
     machines = "one machine" if uses == 1 else f"{uses} machines"
+    asking.show(answer, [answer["token"]])
+    # Beside the token, so that a script which takes the output gets the token and nothing else.
     until = moment(answer["expires_wall_ns"])
-    says = f"lets {machines} join until {until}. On the other machine:"
-    asking.show(answer, [answer["token"], "", says, "  medley join --token TOKEN"])
+    click.echo(f"lets {machines} join until {until}; there: medley join --token TOKEN", err=True)
 
 
 @command.command("list", epilog="\b\nExample:\n  medley token list --json\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -67,7 +69,25 @@ def command(
         workers=0 if no_workers else workers,
         announce=not is_loopback(host),
     )
-    if as_json:
-        run_up(options, lambda line: click.echo(line, err=True), lambda address: click.echo(json.dumps(address)))
-    else:
-        run_up(options, click.echo)
+    with _one_sentence():
+        if as_json:
+            run_up(options, lambda line: click.echo(line, err=True), lambda address: click.echo(json.dumps(address)))
+        else:
+            run_up(options, click.echo)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """A mistake that several tasks ended with is still one mistake; a bug among them keeps its traceback."""
+    from medley.protocol.errors import UserError
+
+    try:
+        yield
+    except ExceptionGroup as group:
+        _, bugs = group.split(UserError)
+        if bugs is not None:
+            raise
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

@@ -55,7 +55,7 @@ def whereabouts(directory: Path) -> Whereabouts | None:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_ADDRESS_NBYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error

@@ -170,8 +170,8 @@ def _certificate(what: str, credentials: Credentials) -> Finding:
         return Finding("fail", what, f"the certificate of {facts.peer.name} is not valid yet", _BEHIND)
     if now_ns > facts.not_after_ns:
         return Finding("fail", what, f"the certificate of {facts.peer.name} has ended", f"join again, or {_BEHIND}")
-    hours = (facts.not_after_ns - now_ns) / NS_PER_S / 3600
-    return Finding("ok", what, f"certificate of {facts.peer.name} is valid for {hours:.0f} hours more")
+    days = (facts.not_after_ns - now_ns) / NS_PER_S / 86400
+    return Finding("ok", what, f"certificate of {facts.peer.name} is valid for {days:.1f} days more")
 
 
 def _why(error: Exception) -> str:
