@@ -39,13 +39,13 @@ BLOCK = 1024
 MODES = ("sync", "async", "local-sgd")
 STEP_S = 0.05
 STALL_S = 120.0  # nothing moved although nothing was killed
-BETWEEN_S = 1.6  # mean time between random kills
-ARM_S = 0.7  # one more boundary is armed so often
+BETWEEN_S = 2.0  # mean time between random kills
+ARM_FIRST_S, ARM_LAST_S = 0.7, 6.0  # one more boundary of each side is armed after a commit, or after so long
 JOBS_MAX = 40
 # Passed only while a job begins or ends: armed before the first job is submitted.
 RARE = ("Submitted", "Prepared", "Leave", "StateChanged", "Placed")
-# Not a moment of the pool's own life: persist and send boundaries are.
-BOUNDARIES = ("coordinator.", "node.", "eventlog.", "checkpoint.")
+# Boundaries of each are armed side by side.
+SIDES = ("coordinator.", "node.", "eventlog.", "checkpoint.")
 
 
 def say(*words: object) -> None:
@@ -116,7 +116,8 @@ class Storm:
         self.outcome = Outcome(mode)
         self.pause = threading.Event()
         self.pool = self._pool()
-        self.next_kill = self.next_arm = 0.0
+        self.next_kill = 0.0
+        self.armed_at: dict[str, tuple[Any, float]] = {}
         self.raging = False
 
     def _pool(self) -> Pool:
@@ -151,7 +152,7 @@ class Storm:
         out.boundaries_missed = sorted(self._wanted() - fired)
 
     def _wanted(self) -> set[str]:
-        return {n for n in self.boundaries.seen() if n.startswith(BOUNDARIES)}
+        return {n for n in self.boundaries.seen() if n.startswith(SIDES)}
 
     def _enough(self) -> bool:
         met = self._wanted() <= self.boundaries.fired()
@@ -227,9 +228,9 @@ class Storm:
         now = time.monotonic()
         if not self.raging:
             return False
-        if now > self.next_arm:
-            self.next_arm = now + ARM_S * 2 * self.random.random()
-            self._arm()
+        for side in SIDES:
+            if self._due(side, seen, now):
+                self._arm(side)
         if now < self.next_kill or self.outcome.random_kills >= self.kills:
             return False
         self.next_kill = now + self.random.expovariate(1 / BETWEEN_S)
@@ -270,8 +271,17 @@ class Storm:
             if name.rpartition(".")[2] in RARE:
                 self.boundaries.arm(name)
 
-    def _arm(self) -> None:
-        waiting = sorted(self._wanted() - self.boundaries.armed)
+    def _due(self, side: str, seen: dict[str, Any], now: float) -> bool:
+        """When something was committed since the last time, or after a while: a storm, not a siege."""
+        mark, since = self.armed_at.get(side, (None, 0.0))
+        present = (seen.get("generation"), seen.get("version"))
+        if now - since < ARM_FIRST_S or (present == mark and now - since < ARM_LAST_S):
+            return False
+        self.armed_at[side] = (present, now)
+        return True
+
+    def _arm(self, side: str) -> None:
+        waiting = sorted(n for n in self._wanted() - self.boundaries.armed if n.startswith(side))
         if waiting:
             self.boundaries.arm(self.random.choice(waiting))
 

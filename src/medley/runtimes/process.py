@@ -13,7 +13,7 @@ from medley.observe.logs import logger
 from medley.protocol.engine import Command, EngineExited, Report
 from medley.runtimes.pipe import COMMANDS, REPORTS, frame, read_frame
 
-END_S = 5.0
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 class EngineProcess:
@@ -95,9 +95,17 @@ def _how(code: int, oom: bool) -> tuple[str, bool]:
 def _oom_kills() -> int:
     """How often the system has killed for memory in our control group (0 where it does not tell)."""
     try:
-        group = Path("/proc/self/cgroup").read_text().splitlines()[0].split(":", 2)[2]
-        events = Path("/sys/fs/cgroup" + group) / "memory.events"
-        counts = dict(line.split() for line in events.read_text().splitlines())
+        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return 0
+    old = [_CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control" for kinds, path in groups if kinds == "memory"]
+    new = [_CGROUPS / path.lstrip("/") / "memory.events" for kinds, path in groups if not kinds]
+    return max(map(_counted, old + new), default=0)
+
+
+def _counted(place: Path) -> int:
+    try:
+        counts = dict(line.split(maxsplit=1) for line in place.read_text().splitlines())
         return int(counts.get("oom_kill", "0"))
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError):
         return 0

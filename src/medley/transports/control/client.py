@@ -24,6 +24,7 @@ from medley.transports.control.contract import ATTACH, EOF, JOIN, RENEW, Limits,
 from medley.transports.control.outbox import Outbox
 from medley.transports.identity import Credentials
 
+_REFUSED_BY_TLS = ("CERTIFICATE", "ALERT", "SSL_ERROR_SSL")
 # Answers that will be the same in a tenth of a second: ask again at the slow end of the backoff.
 _FINAL = frozenset(
     {
@@ -214,7 +215,8 @@ def unanswered(address: str, error: Any) -> UserError | Unavailable:
     """The sentence for a call that failed below the contract. `error` is a grpc.RpcError with a code."""
     details = error.details() or ""
     match error.code():
-        case grpc.StatusCode.UNAVAILABLE if "CERTIFICATE" in details.upper() or "handshak" in details.lower():
+        # Only what TLS itself refused: a handshake also ends when the coordinator dies in the middle of it.
+        case grpc.StatusCode.UNAVAILABLE if any(word in details.upper() for word in _REFUSED_BY_TLS):
             return UserError(
                 f"the coordinator at {address} and this machine's certificate are not of the same fleet; "
                 "join it again with a token of that coordinator"
