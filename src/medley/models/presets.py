@@ -30,12 +30,13 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "llama-tiny": Preset("llama", 256, 5, 4, 4, 688, 1024),
+    # Two wide layers learn a small corpus by heart in a fraction of the steps that five narrow ones need.
+    "llama-tiny": Preset("llama", 384, 2, 6, 6, 1024, 1024),
     "llama-10m": Preset("llama", 320, 6, 5, 5, 960, 1024),
     "llama-60m": Preset("llama", 512, 16, 8, 8, 1536, 2048),
     "llama-160m": Preset("llama", 768, 20, 12, 12, 2048, 2048),
     "tinyllama-1.1b": Preset("llama", 2048, 22, 32, 4, 5632, 2048, 32_000, tied=False),
-    "opt-tiny": Preset("opt", 256, 5, 4, 4, 1024, 1024),
+    "opt-tiny": Preset("opt", 384, 2, 6, 6, 1536, 1024),
     "opt-125m": Preset("opt", 768, 12, 12, 12, 3072, 2048, 50_272),
     "opt-1.3b": Preset("opt", 2048, 24, 32, 32, 8192, 2048, 50_272),
 }
