@@ -11,7 +11,7 @@ from medley.protocol.errors import Damaged, Unavailable, UserError
 from medley.protocol.messages import Address
 from medley.runtimes.children.environment import ports
 from medley.store.artifacts import ArtifactStore
-from medley.transports.tensors.contract import Handler, Peer, Refused
+from medley.transports.tensors.contract import Keeper, Peer, Refused
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
@@ -51,7 +51,7 @@ class Admission:
 
 
 async def open_plane(
-    host: str, port: int, encrypt: bool, handler: Handler, admission: Admission, curve: Curve | None = None
+    host: str, port: int, encrypt: bool, handler: Keeper, admission: Admission, curve: Curve | None = None
 ) -> tuple[TensorPlane, Address]:
     """A plane and the address under which peers find it. Port 0: one of the ports that a firewall lets through."""
     identity = (curve or Curve.generate()) if encrypt else None
@@ -60,7 +60,7 @@ async def open_plane(
 
 
 async def _open_first(
-    wanted: Sequence[int], host: str, identity: Curve | None, handler: Handler, admission: Admission
+    wanted: Sequence[int], host: str, identity: Curve | None, handler: Keeper, admission: Admission
 ) -> TensorPlane:
     """On the first of these ports that is free; on any at all when none is wanted. Raises UserError."""
     for port in wanted[:-1]:
