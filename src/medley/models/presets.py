@@ -32,7 +32,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     # Two wide layers learn a small corpus by heart in a fraction of the steps that five narrow ones need.
     "llama-tiny": Preset("llama", 384, 2, 6, 6, 1024, 1024),
-    "llama-10m": Preset("llama", 320, 6, 5, 5, 960, 1024),
+    "llama-10m": Preset("llama", 320, 6, 5, 5, 1088, 1024),
     "llama-60m": Preset("llama", 512, 16, 8, 8, 1536, 2048),
     "llama-160m": Preset("llama", 768, 20, 12, 12, 2048, 2048),
     "tinyllama-1.1b": Preset("llama", 2048, 22, 32, 4, 5632, 2048, 32_000, tied=False),
