@@ -26,6 +26,7 @@ class Proof:
         self.version = 0
         self.expected: dict[tuple[int, int], Vector] = {}
         self.leases: dict[int, Span] = {}
+        self.rounds: dict[tuple[int, int], tuple[Span, ...]] = {}  # what made each version, in order of merging
         self.samples = 0
         self.commits = 0
         self.rollbacks = 0
@@ -58,6 +59,8 @@ class Proof:
         assert record.version in old, f"checkpoint {record.version} was never a version"
         for version, params in old.items():
             self.expected[record.generation, version] = params
+            if version > 0:
+                self.rounds[record.generation, version] = self.rounds[self.generation, version]
         self.generation, self.version = record.generation, record.version
 
     def _committed(self, record: Committed) -> None:
@@ -67,6 +70,25 @@ class Proof:
             for lease in member.leases:
                 span = self.leases[lease]
                 params[span.start : span.stop] -= 1
+        spans = [self.leases[n] for m in record.members for n in m.leases]
+        self.rounds[self.generation, record.number] = tuple(spans)
         self.version = record.number
         self.commits += 1
         self.expected[self.generation, record.number] = params
+
+    def history(self) -> list[tuple[Span, ...]]:
+        """What made the parameters that survive, commit by commit."""
+        return [self.rounds[self.generation, v] for v in range(1, self.version + 1)]
+
+
+def in_order(samples: int, epochs: float, batch: int, slots: int) -> list[tuple[Span, ...]]:
+    """The history of a deterministic run: every round the next `slots` spans of the order, whoever computes them."""
+    total = max(1, round(samples * epochs))
+    spans = []
+    position = 0
+    while position < total:
+        epoch, start = divmod(position, samples)
+        stop = min(start + batch, samples, total - epoch * samples)
+        spans.append(Span(epoch, start, stop))
+        position += stop - start
+    return [tuple(spans[i : i + slots]) for i in range(0, len(spans), slots)]

@@ -26,19 +26,24 @@ CHANCES = {
     "not finite": 0.01,
     "write fails": 0.05,
     "seal fails": 0.05,
+    "prepare fails": 0.3,
+    "export fails": 0.3,
 }
 
 
 def draw_spec(random: Random) -> JobSpec:
     mode = random.choice(["sync", "async", "local-sgd"])
-    deterministic = mode == "sync" and random.random() < 0.2
+    deterministic = mode == "sync" and random.random() < 0.4
+    schedule = "plateau" if deterministic and random.random() < 0.5 else "constant"
     return JobSpec(
         name="j",
         train=Train(
             epochs=random.choice([1.0, 1.0, 1.5, 2.0]),
             batch_samples=random.choice([1, 2, 3]),
             aggregation="sum",
-            optimizer=Optimizer(kind="sgd", lr=1.0, schedule="constant", warmup_fraction=0.0, clip_norm=0.0),
+            optimizer=Optimizer(
+                kind="sgd", lr=1.0, schedule=schedule, plateau_patience=10**6, warmup_fraction=0.0, clip_norm=0.0
+            ),
             sync=Sync(
                 mode=mode,  # type: ignore[arg-type]
                 local_steps=random.choice([1, 2, 4]) if mode == "local-sgd" else 1,

@@ -14,7 +14,7 @@ import numpy as np
 from tests.simulation.engines import ShardEngine, Vault, WorkerEngine
 from tests.simulation.kernel import MS, Kernel, S
 from tests.simulation.nodes import Node
-from tests.simulation.proof import START, Proof, Vector
+from tests.simulation.proof import START, Proof, Vector, in_order
 
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
@@ -269,6 +269,9 @@ class World:
             return
         spec = parse(command.spec, JobSpec)
         tensors = tuple(TensorSpec(f"t{i}", (min(8, self.samples - i),), "") for i in range(0, self.samples, 8))
+        if self.chance("prepare fails"):
+            self.handle(EngineSaid(e.Failed("prepare", command.job, "killed", False, False)))
+            return
         plan = Plan(spec, self.samples, self.heldout, tensors, ())
         self.vault.prepare(plan)
         self.handle(EngineSaid(e.JobPrepared(command.job, text(plan))))
@@ -278,7 +281,9 @@ class World:
             self.handle(EngineSaid(self.vault.seal(command)))
 
     def _export(self, life: int, command: e.ExportJob) -> None:
-        if life == self.life and self.coordinator is not None:
+        if life == self.life and self.coordinator is not None and self.chance("export fails"):
+            self.handle(EngineSaid(e.Failed("export", command.job, "killed", False, False)))
+        elif life == self.life and self.coordinator is not None:
             vector = np.concatenate([p for _, p in sorted(self.vault.sealed[command.version].items())])
             self.vault.exports.append((command.version, vector))
             self.handle(EngineSaid(e.Exported(command.job, command.version, "out")))
@@ -360,6 +365,10 @@ class World:
         uses = np.array([(total - i + self.samples - 1) // self.samples for i in range(self.samples)])
         version, params = self.vault.exports[-1]
         assert np.array_equal(params, START - uses), f"version {version} has {params}"
+        train = self.spec.train
+        if train.deterministic:
+            wanted = in_order(self.samples, train.epochs, train.batch_samples, train.sync.slots)
+            assert self.proof.history() == wanted, "a deterministic run does not depend on who is there"
 
     def trace(self, who: str, key: Any, event: object, effects: list[fx.Effect]) -> None:
         if self.tracing:

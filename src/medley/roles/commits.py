@@ -17,7 +17,7 @@ from medley.policies.weights import Candidate, member_weights, step_scale
 from medley.protocol.ids import NS_PER_S, NodeId, UpdateId
 from medley.protocol.messages import Commit, Outcome, UpdateReady
 from medley.protocol.records import Aborted, Committed, MemberRecord, StateChanged
-from medley.roles import grants, ledger
+from medley.roles import grants, ledger, saving
 from medley.roles.context import Context
 from medley.roles.roster import InFlight, replica_nodes
 
@@ -75,7 +75,7 @@ def _measure_speed(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int)
 def advance(ctx: Context, now_ns: int) -> None:
     """Refuse what must be refused, then commit what policy says."""
     _drop_orphans(ctx, now_ns)
-    if ctx.state.state != "running" or ctx.lost_shards or ctx.holding:
+    if ctx.state.state != "running" or ctx.lost_shards or ctx.holding or _awaits_measurement(ctx):
         return
     places = ctx.state.places
     complete = [u for u in ctx.roster.updates if ctx.roster.complete(u, places)]
@@ -92,6 +92,12 @@ def advance(ctx: Context, now_ns: int) -> None:
                 _commit(ctx, [update], now_ns)
     else:
         _commit(ctx, complete, now_ns)
+
+
+def _awaits_measurement(ctx: Context) -> bool:
+    """Where a measurement sets the learning rate of a run that must repeat exactly, the next commit waits for it."""
+    train = ctx.prepared.spec.train
+    return train.deterministic and train.optimizer.schedule == "plateau" and saving.measurement_wanted(ctx)
 
 
 def _view(ctx: Context, complete: Sequence[UpdateId], now_ns: int) -> RoundView:

@@ -83,13 +83,19 @@ def _measure(ctx: Context, now_ns: int) -> None:
 
 
 def _measure_due(ctx: Context) -> bool:
+    if ctx.state.state == "running" and any(v != ctx.state.version for v in ctx.pins):
+        return False
+    return measurement_wanted(ctx)
+
+
+def measurement_wanted(ctx: Context) -> bool:
+    """Should the present version be measured, as soon as that is possible?"""
     if ctx.prepared.heldout == 0 or ctx.state.measured == ctx.state.version:
         return False
     if ctx.state.state != "running":
         return ctx.state.state == "finishing"
     every = ctx.prepared.spec.train.eval_every_commits
-    due = ctx.state.measured < 0 or ctx.state.version - ctx.state.measured >= every
-    return every > 0 and due and not any(v != ctx.state.version for v in ctx.pins)
+    return every > 0 and (ctx.state.measured < 0 or ctx.state.version - ctx.state.measured >= every)
 
 
 def measured(ctx: Context, node: NodeId, report: Evaluated) -> None:

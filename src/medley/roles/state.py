@@ -37,6 +37,14 @@ from medley.roles import ledger
 from medley.roles.ledger import LedgerState
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where the learning rate stood after a measurement; a return to a checkpoint returns to the last one before it."""
+
+    version: Version
+    plateau: Plateau
+
+
 @dataclass(slots=True)
 class RunState:
     """Everything about one job that must survive the coordinator."""
@@ -59,6 +67,7 @@ class RunState:
     tokens: int = 0
     plateau: Plateau = field(default_factory=Plateau)
     measured: Version = -1
+    marks: list[Mark] = field(default_factory=list)  # since the oldest checkpoint
     heldout_first: float = 0.0
     heldout_last: float = 0.0
     accuracy_last: float = 0.0
@@ -130,8 +139,9 @@ def _placed(state: RunState, record: Placed) -> None:
         state.checkpoints = [c for c in state.checkpoints if c.version <= record.version]
         state.carried.clear()
         state.version = record.version
-        if state.measured > record.version:
-            state.measured = -1
+        state.marks = [m for m in state.marks if m.version <= record.version]
+        mark = state.marks[-1] if state.marks else Mark(-1, Plateau())
+        state.plateau, state.measured = mark.plateau, mark.version
     state.generation = record.generation
     state.places = list(record.shards)
 
@@ -150,6 +160,10 @@ def _sealed(state: RunState, record: CheckpointSealed, keep: int) -> None:
     state.checkpoints = [*state.checkpoints, record][-keep:]
     kept = [c.version for c in state.checkpoints]
     ledger.seal(state.ledger, record.version, kept)
+    state.marks = [
+        *[m for m in state.marks if m.version <= min(kept)][-1:],
+        *[m for m in state.marks if m.version > min(kept)],
+    ]
     state.tail = [c for c in state.tail if c.number > min(kept)]
 
 
@@ -160,6 +174,7 @@ def _measured(state: RunState, record: HeldoutMeasured) -> None:
     state.heldout_last = record.loss
     state.accuracy_last = record.accuracy
     state.measured = record.version
+    state.marks.append(Mark(record.version, state.plateau))
 
 
 def _forget_carried(state: RunState, leases: tuple[LeaseId, ...]) -> None:
