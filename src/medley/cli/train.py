@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +70,8 @@ def command(
     elif detach:
         raise UserError("--detach needs a running coordinator: start one with 'medley up', or drop --detach")
     else:
-        _embedded(asking, spec, f"medley train {job}", 3 if workers is None else workers, shards_nodes)
+        again = shlex.join(["medley", "train", str(job), *(word for one in sets for word in ("--set", one))])
+        _embedded(asking, spec, again, 3 if workers is None else workers, shards_nodes)
 
 
 def _submit(asking: Asking, client: OperatorClient, spec: JobSpec, detach: bool) -> None:

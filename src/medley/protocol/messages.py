@@ -372,7 +372,7 @@ class Outcome:
     job: JobId
     generation: Generation
     update: UpdateId
-    verdict: Literal["committed", "carry", "drop", "resend"]
+    verdict: Literal["committed", "carry", "drop"]
     version: Version
     reason: str
 

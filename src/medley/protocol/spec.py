@@ -38,7 +38,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Which questions and answers. `source`: builtin, medquad, jsonl, csv, parquet, hub, or task (a person's own Task)."""
+    """Which questions and answers. `source` task: a person's own Task brings them."""
 
     source: Literal["builtin", "medquad", "jsonl", "csv", "parquet", "hub", "task"] = "builtin"
     path: str = ""  # file, directory or hub name; medquad: a clone of the public repository, empty downloads it

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import assert_never
 
-from medley.policies.grace import allowance_ns
+from medley.policies.liveness import silent_too_long
 from medley.protocol.codec import parse
 from medley.protocol.effects import Close, Effect, Explain, Persist, Send
 from medley.protocol.engine import (
@@ -52,7 +52,6 @@ from medley.roles.state import RunState
 
 HEARTBEAT_MS = 1000
 RECONNECT_NS = NS_PER_S // 2  # a stream that ended may come back within this before its leases are given away
-SILENCE_NS = 6 * NS_PER_S
 
 
 class Coordinator:
@@ -118,18 +117,13 @@ class Coordinator:
         self.wall_ns = event.wall_ns
         out: list[Effect] = []
         for view in list(self.pool.values()):
-            if view.connected and now_ns - view.heard_ns > self._patience_ns(view.node):
+            if view.connected and silent_too_long(self.heartbeats.get(view.node, []), now_ns - view.heard_ns):
                 silent_s = (now_ns - view.heard_ns) / NS_PER_S
                 out.append(Close(view.node, f"silent for {silent_s:.1f} s"))
                 out += self._lost(Lost(view.node, view.boot), now_ns)
             elif not view.connected and view.lost_ns and now_ns - view.lost_ns > RECONNECT_NS:
                 out += self._give_up(view)
         return out
-
-    def _patience_ns(self, node: NodeId) -> int:
-        """Several of this node's own heartbeat intervals, and never less than a few seconds."""
-        intervals = self.heartbeats.get(node, [])
-        return max(SILENCE_NS, 3 * allowance_ns(intervals, 8.0) if len(intervals) >= 3 else SILENCE_NS)
 
     def _give_up(self, view: NodeView) -> list[Effect]:
         if view.given_up:

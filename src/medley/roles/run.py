@@ -1,6 +1,7 @@
 """One training run, from queued to done: routes every event to the part whose concern it is, then lets all parts
 advance.
 
+    reconcile  what nodes say of themselves, against what is durable
     recovery   who holds which shard; promotion and rollback
     grants     leases and bases
     commits    updates: committed, carried or dropped
@@ -25,13 +26,12 @@ from medley.protocol.engine import (
     SetPeers,
     VaultReport,
 )
-from medley.protocol.ids import LeaseId, NodeId, UpdateId
+from medley.protocol.ids import NodeId
 from medley.protocol.messages import (
     Address,
     Applied,
     BaseHeld,
     BaseWanted,
-    Commit,
     EngineDown,
     EngineUp,
     Evaluated,
@@ -39,29 +39,21 @@ from medley.protocol.messages import (
     Heartbeat,
     HeldUpdate,
     Hello,
-    Lease,
     LeaseFailed,
-    Leave,
     LoadFailed,
-    Outcome,
     PartFailed,
     PartWritten,
     PeersSet,
     Ready,
-    Revoke,
-    ShardStatus,
     Staged,
-    Unpin,
     UpdateReady,
-    WorkerStatus,
 )
 from medley.protocol.records import TERMINAL, CheckpointDamaged, JobRecord, Prepared, StateChanged
-from medley.roles import commits, grants, recovery, saving
+from medley.roles import commits, grants, reconcile, recovery, saving
 from medley.roles.context import Context, NodeView
 from medley.roles.roster import ReplicaView, WorkerView, replica_nodes
 from medley.roles.state import RunState, apply
 
-RECENT_NS = 5_000_000_000  # a heartbeat may cross a lease that was granted this lately
 POISON = 4  # failures of one span before the job stops with the reason
 
 
@@ -181,7 +173,7 @@ class Run:
     def heard(self, node: NodeId, message: FromNode, now_ns: int) -> None:
         """A message of this job, from a connected node."""
         if isinstance(message, Hello | Heartbeat):
-            self._reconcile(node, message, now_ns)
+            reconcile.compare(self.ctx, node, message, now_ns)
         elif message.job == self.ctx.job and message.generation == self.ctx.generation:
             self._heard_fenced(node, message, now_ns)
 
@@ -253,7 +245,7 @@ class Run:
             if worker.residual_norm > 0:
                 ctx.explain(node, f"lost a compression residual of norm {worker.residual_norm:.3g} with its engine")
         ctx.roster.forget((node, -1))
-        self._lose_work(node, f"the engine of {node} ended: {message.reason}", keep_complete=True)
+        reconcile.lose_work(ctx, node, f"the engine of {node} ended: {message.reason}")
 
     def _ready(self, node: NodeId, message: Ready) -> None:
         ctx = self.ctx
@@ -263,7 +255,7 @@ class Run:
             return
         replica = self._replica(node, message.shard)
         replica.ready, replica.version = True, message.version
-        self._catch_up(replica, frozenset())
+        reconcile.catch_up(ctx, replica, frozenset())
 
     def _staged(self, node: NodeId, message: Staged) -> None:
         if (node, message.shard) in self.ctx.roster.replicas:
@@ -295,137 +287,6 @@ class Run:
         reason = f"checkpoint {message.version} cannot be loaded: {message.reason}"
         recovery.lose_shard(ctx, node, message.shard, reason)
 
-    # -- reconciliation ---------------------------------------------------------------------------------------
-
-    def _reconcile(self, node: NodeId, message: Hello | Heartbeat, now_ns: int) -> None:
-        """Compare what a node says it is with what it should be; say again what it missed."""
-        fresh = isinstance(message, Hello)
-        mine = [w for w in message.workers if w.job == self.ctx.job]
-        for worker in mine:
-            self._reconcile_worker(node, worker, fresh, now_ns)
-        if fresh:
-            self._forget_what_was_said(node)
-        if fresh and not any(w.generation == self.ctx.generation for w in mine):
-            self.ctx.roster.workers.pop(node, None)
-            self.ctx.roster.forget((node, -1))
-            self._lose_work(node, f"{node} started anew", keep_complete=True)
-        shards = {s.shard: s for s in message.shards if s.job == self.ctx.job}
-        for status in shards.values():
-            self._reconcile_shard(node, status)
-        if fresh:
-            self._notice_missing_shards(node, shards)
-
-    def _forget_what_was_said(self, node: NodeId) -> None:
-        """A stream ended, and with it whatever was on its way in either direction."""
-        ctx = self.ctx
-        saving.lose_measurer(ctx, node)
-        if any(p.primary == node for p in self.state.places) and ctx.saving is not None and not ctx.saving.sealing:
-            saving.abandon(ctx)
-        if node in ctx.roster.workers:
-            ctx.roster.workers[node].routes = ()
-        for replica in ctx.roster.replicas.values():
-            if replica.node == node:
-                replica.told_peers, replica.told_relay = -1, None
-
-    def _reconcile_worker(self, node: NodeId, status: WorkerStatus, fresh: bool, now_ns: int) -> None:
-        ctx = self.ctx
-        if status.generation != ctx.generation or self.over:
-            if self.over:
-                self.ctx.send(node, Leave(ctx.job, status.generation, -1, self.state.state))
-            return
-        if fresh:
-            ctx.roster.workers.setdefault(node, WorkerView(node))
-        if status.phase not in ("wanting", "pulling"):
-            ctx.unpin_everything_of(node)
-        if status.phase in ("idle", "wanting") and node in ctx.roster.workers:
-            ctx.roster.workers[node].hung = False
-        held = {n for n, h in ctx.ledger.leases.items() if h.node == node}
-        foreign = set(status.leases) - held - self._say_committed(node, status)
-        if foreign:
-            ctx.send(node, Revoke(ctx.job, ctx.generation, tuple(sorted(foreign)), "they are not this worker's"))
-        missed = [n for n in held - set(status.leases) if now_ns - ctx.granted_ns.get(n, 0) > RECENT_NS]
-        self._say_leases_again(node, missed)
-
-    def _say_committed(self, node: NodeId, status: WorkerStatus) -> set[LeaseId]:
-        """Tell a worker of its updates that were committed without its knowing; returns their leases."""
-        ctx = self.ctx
-        known: set[LeaseId] = set()
-        for update in status.updates:
-            commit = commits.commit_of(ctx, update)
-            if commit is not None:
-                known.update(n for m in commit.members if m.update == update for n in m.leases)
-                ctx.send(node, Outcome(ctx.job, ctx.generation, update, "committed", commit.number, ""))
-        return known
-
-    def _say_leases_again(self, node: NodeId, missed: list[LeaseId]) -> None:
-        ctx = self.ctx
-        for number in sorted(missed):
-            lease = ctx.ledger.leases[number]
-            if lease.carried or any(number in f.report.leases for f in ctx.roster.updates.values()):
-                grants.take_back(ctx, (number,), f"{node} does not hold lease {number} any more")
-            else:
-                ctx.send(node, Lease(ctx.job, ctx.generation, number, lease.span, lease.steps, lease.round))
-
-    def _reconcile_shard(self, node: NodeId, status: ShardStatus) -> None:
-        ctx = self.ctx
-        placed = any(p.shard == status.shard and node in replica_nodes(p) for p in self.state.places)
-        if self.over or not placed:
-            ctx.send(node, Leave(ctx.job, status.generation, status.shard, "it is held elsewhere"))
-            return
-        if status.generation != ctx.generation:
-            return
-        key = (node, status.shard)
-        staged = frozenset(h.update for h in status.staged)
-        if key in ctx.lost_shards:
-            if not status.ready or not self._complete_after(status.version, staged):
-                return
-            del ctx.lost_shards[key]  # it was only away
-        replica = ctx.roster.replicas.setdefault(key, ReplicaView(node, status.shard))
-        if not status.ready:
-            if replica.ready:
-                recovery.lose_shard(ctx, node, status.shard, "its engine started anew")
-            return
-        replica.ready, replica.version = True, status.version
-        for held in status.staged:
-            ctx.roster.stage(key, held)
-        for version in status.pinned:
-            if version not in ctx.pins:
-                ctx.send(node, Unpin(ctx.job, ctx.generation, status.shard, version))
-        self._catch_up(replica, staged)
-
-    def _complete_after(self, version: int, staged: frozenset[UpdateId]) -> bool:
-        """Could a replica at this version, with these updates staged, be brought to the present version?"""
-        behind = [c for c in self.state.tail if c.number > version]
-        return version + len(behind) >= self.state.version and all(
-            m.update in staged for c in behind for m in c.members
-        )
-
-    def _catch_up(self, replica: ReplicaView, staged: frozenset[UpdateId]) -> None:
-        """Say the commits again that a replica has not applied, or give it up if it cannot apply them any more."""
-        ctx = self.ctx
-        if not self._complete_after(replica.version, staged):
-            reason = f"it is at version {replica.version} and lacks what was committed up to {self.state.version}"
-            recovery.lose_shard(ctx, replica.node, replica.shard, reason)
-            return
-        for record in self.state.tail:
-            if record.number > replica.version:
-                again = Commit(ctx.job, ctx.generation, replica.shard, record.number, record.wire_members(), record.lr)
-                ctx.send(replica.node, again)
-
-    def _notice_missing_shards(self, node: NodeId, shards: dict[int, ShardStatus]) -> None:
-        """A node that says Hello without a shard it should hold has lost it, or was never told of it."""
-        ctx = self.ctx
-        for place in self.state.places:
-            status = shards.get(place.shard)
-            if node not in replica_nodes(place) or (status is not None and status.generation == ctx.generation):
-                continue
-            key = (node, place.shard)
-            replica = ctx.roster.replicas.pop(key, None)
-            ctx.roster.forget(key)
-            loaded = replica is not None and replica.ready
-            if loaded or self.state.version > self.state.checkpoints[-1].version:
-                recovery.lose_shard(ctx, node, place.shard, f"{node} started anew")
-
     def node_lost(self, node: NodeId) -> None:
         """A node's stream ended and it did not come back in time."""
         ctx = self.ctx
@@ -435,24 +296,7 @@ class Run:
         if worker is not None and worker.residual_norm > 0:
             ctx.explain(node, f"lost a compression residual of norm {worker.residual_norm:.3g} with it")
         ctx.roster.forget((node, -1))
-        self._lose_work(node, f"{node} was lost", keep_complete=True)
-
-    def _lose_work(self, node: NodeId, reason: str, *, keep_complete: bool) -> None:
-        """Leases of a dead worker are open again, except those whose updates every shard already holds."""
-        ctx = self.ctx
-        if self.state.samples is None:
-            return
-        ctx.unpin_everything_of(node)
-        saving.lose_measurer(ctx, node)
-        saved: set[LeaseId] = set()
-        for update, flight in list(ctx.roster.updates.items()):
-            if flight.node == node:
-                if keep_complete and ctx.roster.complete(update, self.state.places):
-                    saved.update(flight.report.leases)
-                else:
-                    ctx.drop_update(update)
-        gone = tuple(n for n, h in ctx.ledger.leases.items() if h.node == node and n not in saved)
-        grants.take_back(ctx, gone, reason)
+        reconcile.lose_work(ctx, node, f"{node} was lost")
 
     def cancel(self) -> None:
         if self.state.state == "running" and self.state.version > 0:

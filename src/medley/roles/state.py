@@ -12,7 +12,7 @@ from typing import assert_never
 from medley.policies import schedule
 from medley.policies.schedule import Plateau
 from medley.protocol.codec import parse
-from medley.protocol.ids import Generation, JobId, LeaseId, NodeId, UpdateId, Version
+from medley.protocol.ids import Generation, JobId, LeaseId, UpdateId, Version
 from medley.protocol.plan import Plan
 from medley.protocol.records import (
     Aborted,
@@ -180,7 +180,3 @@ def _measured(state: RunState, record: HeldoutMeasured) -> None:
 def _forget_carried(state: RunState, leases: tuple[LeaseId, ...]) -> None:
     gone = set(leases)
     state.carried = {u: held for u, held in state.carried.items() if not gone & set(held)}
-
-
-def hosts_of(state: RunState) -> set[NodeId]:
-    return {n for p in state.places for n in (p.primary, p.backup) if n}

@@ -221,12 +221,10 @@ class Worker:
         pending = self.pending.get(message.update)
         if pending is None:
             return []
-        if message.verdict == "resend":
-            return [Report(pending.report), Run(Push(self.generation, message.update))]
         del self.pending[message.update]
         for lease in pending.report.leases:
             self.leases.pop(lease, None)
-        verdict = message.verdict
+        verdict: Literal["committed", "carry", "drop"] = message.verdict
         if verdict == "carry" and not self.carried:
             self.carried, self.carried_base = pending.report.leases, pending.report.oldest_base
         elif verdict == "carry":

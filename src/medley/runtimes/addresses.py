@@ -1,6 +1,7 @@
 """Addresses as people and peers use them: which are this machine only, and under which one peers reach us.
 
-An address listened at may mean "all of this machine" (0.0.0.0); what is told to others must be one that they can dial.
+An address listened at may mean "all of this machine" (0.0.0.0); what is told to others must be one that they can
+dial.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The entry of every engine process: `python -m medley.runtimes.child KIND`, with commands on stdin, reports on stdout.
+"""The entry of every engine process: `python -m medley.runtimes.child KIND`, with commands on stdin, reports on
+stdout.
 
 KIND is worker, shard, vault or preparer. The process lives exactly as long as its parent's end of the pipe.
 """

@@ -1,7 +1,8 @@
 """What people read about a pool: decisions with their reasons, curves, metrics, live events.
 
-Nothing here decides anything or is needed to recover: losing it costs history, never truth. Per job, one JSON line for each
-commit and measurement is appended to `jobs/<job>/history.jsonl`; decisions go to `decisions.jsonl` and a bounded memory.
+Nothing here decides anything or is needed to recover: losing it costs history, never truth. Per job, one JSON
+line for each commit and measurement is appended to `jobs/<job>/history.jsonl`; decisions go to `decisions.jsonl`
+and a bounded memory.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Chronicle:
         return lambda: self._listeners.remove(listener)
 
     def explain(self, subject: str, text: str, wall_ns: int) -> None:
+        if subject.startswith("round of "):  # why a round waits is news for a moment only
+            return
         entry = {"kind": "decision", "wall_ns": wall_ns, "subject": subject, "text": text}
         self._decisions.append(entry)
         self._log.info("because", subject=subject, text=text)

@@ -1,8 +1,8 @@
 """Hosts the coordinator role: its log, its streams, its vault, its preparers. The one writer of the pool's truth.
 
-Promises: records are on disk before anything they caused is sent (one write for all events that waited together); a newer
-term ends this process; whatever the role explains can be read by people. Leaves to others: what to decide (roles), what an
-operator may ask (`operator`), what the page shows (`dashboard`).
+Promises: records are on disk before anything they caused is sent (one write for all events that waited together);
+a newer term ends this process; whatever the role explains can be read by people. Leaves to others: what to decide
+(roles), what an operator may ask (`operator`), what the page shows (`dashboard`).
 """
 
 from __future__ import annotations
@@ -326,4 +326,3 @@ class CoordinatorHost:
         """Persist one of the pool's own facts, then believe it."""
         await self._persist([fx.Persist(POOL, record)])
         self.door.fold(record)
-

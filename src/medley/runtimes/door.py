@@ -41,28 +41,20 @@ class Door:
             case TokenRedeemed():
                 self.members.add(record.node)
                 stored = self._tokens[record.token]
-                self._tokens[record.token] = replace(
-                    stored, redeemed=(*stored.redeemed, record.key_sha256)
-                )
+                self._tokens[record.token] = replace(stored, redeemed=(*stored.redeemed, record.key_sha256))
             case NodeRevoked():
                 pass
 
     def tokens(self) -> Sequence[StoredToken]:
         return tuple(self._tokens.values())
 
-    def create(
-        self, addresses: Sequence[str], now_ns: int, lifetime_s: int, uses: int
-    ) -> tuple[str, TokenCreated]:
+    def create(self, addresses: Sequence[str], now_ns: int, lifetime_s: int, uses: int) -> tuple[str, TokenCreated]:
         """The token's text (a secret) and the record to persist. Raises UserError."""
-        token, stored = create_token(
-            self._authority.certificate_pem, addresses, now_ns, lifetime_s, uses, "node"
-        )
+        token, stored = create_token(self._authority.certificate_pem, addresses, now_ns, lifetime_s, uses, "node")
         record = TokenCreated(stored.id, stored.secret_sha256, stored.expires_ns, stored.uses, stored.role)
         return token.text(), record
 
-    def redeem(
-        self, request: JoinRequest, control: str, now_ns: int
-    ) -> tuple[JoinReply, TokenRedeemed | None]:
+    def redeem(self, request: JoinRequest, control: str, now_ns: int) -> tuple[JoinReply, TokenRedeemed | None]:
         """The reply, and the record to persist first (None: nothing changes)."""
         try:
             fingerprint = key_fingerprint(request.csr_pem)

@@ -25,7 +25,7 @@ from medley.runtimes.lock import Lock
 from medley.runtimes.node import NodeOptions
 from medley.runtimes.supervisor import Child, Supervisor
 from medley.runtimes.up import NODE, TENSOR_PORTS
-from medley.transports.control.client import join
+from medley.transports.control.client import join, renew
 from medley.transports.discovery import Found, find, none_found
 from medley.transports.identity import (
     Credentials,
@@ -91,17 +91,30 @@ async def _membership(options: JoinOptions, tell: Callable[[str], None]) -> Memb
     kept = _kept(options.directory)
     if options.token:
         token = parse_token(options.token)
-        if kept is None or kept.authority != token.fingerprint or _ended(options.directory):
+        other = kept is None or kept.authority != token.fingerprint or _ended(options.directory)
+        if kept is None or other or await _expelled(options.directory, kept):
             return await enrol(options, token, tell)
         tell(f"this machine is a member of that pool already, as {kept.node}; the token was not used")
     if kept is None:
         raise UserError(await _no_token(options.address))
     if _ended(options.directory):
         raise UserError(
-            f"the certificate of {kept.node} has ended (it was away for too long): "
+            f"the certificate of {kept.node} has ended (it was away too long): "
             "join again with a new token from 'medley token create'"
         )
     return await _found_again(options, kept)
+
+
+async def _expelled(directory: Path, kept: Member) -> bool:
+    """Whether the pool does not know us any more (revoked, say); then the key is not asked with again either."""
+    credentials = Credentials.load(directory / CREDENTIALS)
+    try:
+        reply = await renew(kept.control, credentials, signing_request(credentials.key_pem))
+    except MedleyError:
+        return False
+    if not reply.refused:
+        Credentials(reply.certificate_pem, credentials.key_pem, credentials.authority_pem).save(directory / CREDENTIALS)
+    return bool(reply.refused)
 
 
 async def _no_token(address: str) -> str:

@@ -1,7 +1,7 @@
 """A machine of the pool: hosts worker and shard roles, one control stream, one engine process below each role.
 
-Promises: roles hear their events one at a time, in order; an engine's death is an event, never the node's; a silent engine
-is ended; the node reconnects for ever. Leaves all decisions to the roles.
+Promises: roles hear their events one at a time, in order; an engine's death is an event, never the node's; a
+silent engine is ended; the node reconnects for ever. Leaves all decisions to the roles.
 """
 
 from __future__ import annotations

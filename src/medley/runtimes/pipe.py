@@ -1,7 +1,7 @@
 """The pipe between a node's parent (roles) and its child (engine): length-prefixed frames of commands and reports.
 
-Both ends are ours, so a bad frame is a bug and ends the process; sizes are checked all the same. The child's standard
-output is the pipe, so anything that prints there is sent to standard error instead.
+Both ends are ours, so a bad frame is a bug and ends the process; sizes are checked all the same. The child's
+standard output is the pipe, so anything that prints there is sent to standard error instead.
 """
 
 from __future__ import annotations

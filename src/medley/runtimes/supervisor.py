@@ -1,7 +1,7 @@
 """The watchdog: starts processes, starts them again when they die, ends them in order.
 
-A few lines that must not fail. Children notice the supervisor's own death by their standard input, whose other end it
-holds; so after `kill -9` of anything, nothing is left behind and everything can be started again.
+A few lines that must not fail. Children notice the supervisor's own death by their standard input, whose other
+end it holds; so after `kill -9` of anything, nothing is left behind and everything can be started again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every engine does with the tensor plane: open it with its keys, admit peers, fetch from and store at the vault."""
+"""What every engine does with the tensor plane: open it with its keys, admit peers, fetch from the vault."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One-shot work on the coordinator's machine: prepare a job before it runs, export what it learned afterwards.
 
-Preparing is repeatable: the same job gives the same artifacts and the same checkpoint 0, so a crash in between costs only
-time.
+Preparing is repeatable: the same job gives the same artifacts and the same checkpoint 0, so a crash in between
+costs only time.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
+from typing import Any
 
 from medley import __version__
+from medley.engines.parts import join_parts, write_blocks
 from medley.engines.task import Task, load_task
-from medley.engines.tensorfile import write_tensors
 from medley.engines.train import TrainEngine
+from medley.models.dtype import choose_dtype
 from medley.policies.placement import assign_blocks
 from medley.protocol.codec import parse, text
 from medley.protocol.engine import Command, Exported, ExportJob, Failed, JobPrepared, PrepareJob, Report
@@ -39,7 +39,7 @@ def prepare_job(command: PrepareJob) -> JobPrepared:
     root = Path(command.root)
     with tempfile.TemporaryDirectory(prefix="medley-prepare-", dir=root) as folder:
         task, artifacts = _task(spec, Path(folder), ArtifactStore(root / "artifacts"))
-        engine = TrainEngine(task, spec.train, spec.placement, torch.float32, SystemClock().now_ns)
+        engine = TrainEngine(task, spec.train, spec.placement, choose_dtype("fp32"), SystemClock().now_ns)
         _write_first_checkpoint(spec, command.job, engine, root, Path(folder))
     heldout = task.heldout()
     plan = Plan(
@@ -60,9 +60,7 @@ def _task(spec: JobSpec, folder: Path, store: ArtifactStore) -> tuple[Task, tupl
 
     prepared = prepare(spec.data, spec.train.seed, folder / "data")
     prepare_tokenizer(spec, prepared, folder / "tokenizer")
-    artifacts = tuple(
-        Artifact(name, store.put_directory(folder / name).digest) for name in ("data", "tokenizer")
-    )
+    artifacts = tuple(Artifact(name, store.put_directory(folder / name).digest) for name in ("data", "tokenizer"))
     return open_language_task(spec, folder / "data", folder / "tokenizer", exact=True), artifacts
 
 
@@ -73,14 +71,9 @@ def _write_first_checkpoint(spec: JobSpec, job: str, engine: TrainEngine, root: 
     parts = []
     for shard, indices in owned.items():
         path = folder / f"part-{shard}"
-        write_tensors(path, _named_blocks(engine.layout, engine.initial(), indices))
+        write_blocks(path, engine.layout, engine.initial(), indices)
         parts.append(store.write_part(job, 0, str(shard), path))
     store.seal(job, _first_manifest(job, engine.layout, tuple(parts)))
-
-
-def _named_blocks(layout: Layout, flat: torch.Tensor, indices: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    blocks = [layout.blocks[i] for i in indices]
-    return {f"block.{b.index}": flat[b.offset : b.offset + b.numel] for b in blocks}
 
 
 def _first_manifest(job: str, layout: Layout, parts: tuple[Part, ...]) -> Manifest:
@@ -104,10 +97,9 @@ def export_job(command: ExportJob) -> Exported:
     target = root / "exports" / command.job
     with tempfile.TemporaryDirectory(prefix="medley-export-", dir=root) as folder:
         task = _stored_task(plan, Path(folder), ArtifactStore(root / "artifacts"))
-        engine = TrainEngine(task, plan.spec.train, plan.spec.placement, torch.float32, SystemClock().now_ns)
-        engine.load_base(command.version, read_checkpoint(root, command.job, command.version, plan.layout()))
+        engine = TrainEngine(task, plan.spec.train, plan.spec.placement, choose_dtype("fp32"), SystemClock().now_ns)
         fresh = Path(folder) / "export"
-        task.save(engine.network.eval(), fresh)
+        engine.save(fresh, read_checkpoint(root, command.job, command.version, plan.layout()))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(fresh, target)
@@ -122,18 +114,13 @@ def _stored_task(plan: Plan, folder: Path, store: ArtifactStore) -> Task:
     return open_language_task(plan.spec, folder / "data", folder / "tokenizer", exact=True)
 
 
-def read_checkpoint(root: Path, job: str, version: int, layout: Layout) -> torch.Tensor:
-    """The flat fp32 vector of one checkpoint. Raises Damaged."""
+def read_checkpoint(root: Path, job: str, version: int, layout: Layout) -> Any:
+    """The flat fp32 vector [numel] of one checkpoint. Raises Damaged."""
     store = CheckpointStore(root / "checkpoints")
     manifest = store.manifest(job, version)
-    flat = torch.empty(layout.numel, dtype=torch.float32)
-    for part in manifest.parts:
-        with store.open_part(manifest, part.shard) as path:
-            for name, tensor in load_file(path).items():
-                if name.count(".") == 1:
-                    block = layout.blocks[int(name.removeprefix("block."))]
-                    flat[block.offset : block.offset + block.numel] = tensor
-    return flat
+    with ExitStack() as open_parts:
+        paths = [open_parts.enter_context(store.open_part(manifest, part.shard)) for part in manifest.parts]
+        return join_parts(layout, paths)
 
 
 def _execute(command: Command) -> Report:

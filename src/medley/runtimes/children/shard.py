@@ -1,7 +1,7 @@
 """A shard's engine process: parts arrive by the tensor plane, commits by the pipe, both meet in one `ShardEngine`.
 
-All arithmetic is on one thread, in the order in which it was asked for; the event loop only moves bytes. A pull waits until
-its version is applied here, and is refused when it is gone.
+All arithmetic is on one thread, in the order in which it was asked for; the event loop only moves bytes. A pull
+waits until its version is applied here, and is refused when it is gone.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-import torch
 import xxhash
-from safetensors.torch import load as load_tensors
 
+from medley.engines.parts import Cut, Reader, load_part
 from medley.engines.shard import ShardEngine
-from medley.engines.tensorfile import write_tensors
 from medley.protocol.codec import parse
 from medley.protocol.engine import (
     AppliedVersion,
@@ -66,6 +64,7 @@ class ShardHost:
         self._generation = opened.generation
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard")
         self._engine = ShardEngine(self._plan.layout(), opened.blocks, self._plan.spec.train, opened.threads)
+        self._reader = Reader(self._engine, opened.blocks)
         self._part_nbytes = sum(self._engine.part_nbytes().values())
         self._held: dict[str, bytes] = {}  # update -> reply, while staged or just applied
         self._payloads: dict[str, np.ndarray] = {}
@@ -91,7 +90,7 @@ class ShardHost:
             return Refuse(f"a part has {self._part_nbytes} bytes here, not {header.nbytes}")
         if len(self._held) >= STAGED_MAX:
             return Refuse(f"{STAGED_MAX} updates are staged already", busy=True)
-        return Accept(memoryview(np.empty(header.nbytes, np.uint8)))
+        return Accept(memoryview(np.empty(header.nbytes, np.uint8).data))
 
     async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes:
         if self._fence(header) or header.name in self._held:
@@ -102,16 +101,14 @@ class ShardHost:
             raise Refused(str(error)) from error
         self._held[header.name] = b"staged"
         self._payloads[header.name] = np.frombuffer(buffer, np.uint8)
-        arrived = PartArrived(
-            self._generation, header.name, verdict.finite, verdict.squared_norm, verdict.nbytes
-        )
+        arrived = PartArrived(self._generation, header.name, verdict.finite, verdict.squared_norm, verdict.nbytes)
         self._link.send(arrived)
         if self._backup.endpoint and header.kind is Kind.UPDATE:
             self._start(self._relay(header.name))
         return b"staged"
 
     async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse:
-        """A worker pulls one version of all blocks of this shard, fp32, in rising block index."""
+        """A worker pulls one version of all blocks of this shard, in rising index; "3/bf16" asks for half the bytes."""
         if header.kind is not Kind.PULL:
             return Refuse(f"a shard gives parameters, not {header.kind}")
         async with self._changed:
@@ -120,14 +117,10 @@ class ShardHost:
         if wrong:
             return Refuse(wrong)
         try:
-            tensors = await self._do(lambda: self._read(header.version))
+            buffers = await self._do(lambda: self._reader.read(header.version, header.name.endswith("/bf16")))
         except KeyError as error:
             return Refuse(f"gone: {error}")
-        buffers = [memoryview(t.numpy()).cast("B") for t in tensors]
         return Source(buffers, sum(b.nbytes for b in buffers))
-
-    def _read(self, version: int) -> list[torch.Tensor]:
-        return [self._engine.read(version, index) for index in sorted(self._opened.blocks)]
 
     def _fence(self, header: Header) -> str:
         if header.run != self._opened.job:
@@ -155,7 +148,7 @@ class ShardHost:
             case Apply():
                 await self._apply(command)
             case Discard(updates):
-                await self._do(lambda: [self._engine.drop(u) for u in updates])
+                await self._do(lambda: self._drop(updates))
                 self._forget(updates)
             case PinVersion(version):
                 await self._do(lambda: self._engine.pin(version))
@@ -166,6 +159,10 @@ class ShardHost:
             case _:
                 raise AssertionError(f"not a command for a shard: {command}")
 
+    def _drop(self, updates: tuple[str, ...]) -> None:
+        for update in updates:
+            self._engine.drop(update)
+
     async def _load(self, generation: int, version: int) -> None:
         assert self.plane is not None
         self._generation, self._version = generation, -1
@@ -174,7 +171,7 @@ class ShardHost:
         name = f"part/{version}/{self._opened.shard}"
         try:
             content = await fetch(self.plane, self._vault, self._opened.job, name)
-            await self._do(lambda: self._load_tensors(version, content))
+            await self._do(lambda: self._restore(version, content))
         except (Damaged, ValueError) as error:
             self._link.send(Failed("load", str(version), str(error), False, True))
             return
@@ -184,11 +181,9 @@ class ShardHost:
         await self._reach(version)
         self._link.send(Loaded(generation, version))
 
-    def _load_tensors(self, version: int, content: memoryview) -> None:
-        tensors = load_tensors(bytes(content))
-        params = {int(k.removeprefix("block.")): t for k, t in tensors.items() if k.count(".") == 1}
-        state = {k: t for k, t in tensors.items() if k.count(".") > 1}
-        self._engine.load(version, params, state)
+    def _restore(self, version: int, content: memoryview) -> None:
+        self._reader.forget()
+        load_part(self._engine, version, bytes(content))
 
     async def _apply(self, command: Apply) -> None:
         members = [(m.update, m.weight) for m in command.members]
@@ -220,18 +215,18 @@ class ShardHost:
     async def _begin_write(self, generation: int, version: int) -> None:
         """Take the cut now, in order with the commits; write it out beside them."""
         try:
-            params, state = await self._do(lambda: self._engine.state_for_checkpoint(version))
+            cut = await self._do(lambda: Cut(self._engine, version))
         except KeyError as error:
             self._link.send(Failed("write", str(version), str(error), False, False))
             return
-        self._start(self._write(generation, version, {**params, **state}))
+        self._start(self._write(generation, version, cut))
 
-    async def _write(self, generation: int, version: int, tensors: dict[str, torch.Tensor]) -> None:
+    async def _write(self, generation: int, version: int, cut: Cut) -> None:
         assert self.plane is not None
         with tempfile.TemporaryDirectory(prefix="medley-part-", dir=room()) as folder:
             path = Path(folder) / "part.safetensors"
             try:
-                await asyncio.to_thread(write_tensors, path, tensors)
+                await asyncio.to_thread(cut.write, path)
                 content = await asyncio.to_thread(path.read_bytes)
                 header = Header(
                     kind=Kind.ARTIFACT,
@@ -262,7 +257,7 @@ class ShardHost:
             nbytes=payload.nbytes,
         )
         try:
-            await self.plane.put(peer_of(self._backup), header, [memoryview(payload)])
+            await self.plane.put(peer_of(self._backup), header, [memoryview(payload.data)])
         except (Refused, Unavailable) as error:
             self._link.send(Failed("relay", update, str(error), False, False))
 

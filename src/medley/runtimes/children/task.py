@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import torch
-
 from medley.engines.task import Task, load_task
 from medley.protocol.messages import Address
 from medley.protocol.plan import Plan
@@ -35,5 +33,4 @@ def open_language_task(spec: JobSpec, data: Path, tokenizer: Path, *, exact: boo
     from medley.engines.causal_lm import open_causal_lm
     from medley.models.dtype import choose_dtype
 
-    dtype = torch.float32 if exact else choose_dtype(spec.model.dtype)
-    return open_causal_lm(spec, data, tokenizer, dtype)
+    return open_causal_lm(spec, data, tokenizer, choose_dtype("fp32" if exact else spec.model.dtype))

@@ -1,7 +1,8 @@
-"""The coordinator's keeper of bytes: artifacts to whoever is admitted, checkpoint parts from shards and back to them.
+"""The coordinator's keeper of bytes: artifacts to whoever is admitted, checkpoint parts from shards and back to
+them.
 
-It has no torch and no opinion: it checks digests, writes files durably, and seals a checkpoint in one atomic step when its
-parent says so. Its socket key and port are kept, so that a restarted vault is the same vault.
+It has no torch and no opinion: it checks digests, writes files durably, and seals a checkpoint in one atomic step
+when its parent says so. Its socket key and port are kept, so that a restarted vault is the same vault.
 """
 
 from __future__ import annotations

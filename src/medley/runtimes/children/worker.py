@@ -1,7 +1,6 @@
-"""A worker's engine process: pulls parameters, computes updates on one thread, pushes parts, keeps the carry.
+"""A worker's engine process: pulls parameters, computes updates on one thread, pushes parts.
 
-Transfers and the one computation overlap. An update's parts are kept until its fate is known; what the shards will see of
-a refused one becomes the carry, which the next update takes along once.
+Transfers and the one computation overlap. This file moves bytes and reports; the tensors are `engines.worker`.
 """
 
 from __future__ import annotations
@@ -9,16 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
-from medley.compression import make_codec
-from medley.compression.codec import bytes_of
-from medley.compression.feedback import ErrorFeedback, decode_update, encode_update
-from medley.engines.memory import is_out_of_memory
-from medley.engines.train import Result, TrainEngine, Work
+from medley.engines.worker import Base, Outcome, WorkerEngine, bytes_in, is_out_of_memory
 from medley.protocol.codec import parse
 from medley.protocol.engine import (
     Command,
@@ -43,7 +35,7 @@ from medley.protocol.engine import (
     Settle,
 )
 from medley.protocol.errors import MedleyError, Unavailable, UserError
-from medley.protocol.messages import Address, Route, Span
+from medley.protocol.messages import Address, Route
 from medley.protocol.plan import Plan
 from medley.runtimes.children.environment import encrypted, host
 from medley.runtimes.children.plane import Admission, open_plane, peer_of
@@ -56,15 +48,7 @@ from medley.transports.tensors.wire import Header, Kind
 
 T = TypeVar("T")
 PROGRESS_S = 1.0
-
-
-@dataclass(slots=True)
-class Kept:
-    """One computed update, encoded."""
-
-    payloads: dict[int, torch.Tensor]
-    weight: float
-    pushing: bool = False
+HALF = "bf16"  # what a pull asks for beside the shard's number, if anything
 
 
 class Nobody:
@@ -87,24 +71,20 @@ class WorkerHost:
         self._link = link
         self._opened = opened
         self._plan = parse(opened.plan, Plan)
-        self._spec = self._plan.spec
-        self._layout = self._plan.layout()
         self._generation = opened.generation
-        self._codec = make_codec(self._spec.train.compression)
-        self._feedback: ErrorFeedback | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._engine: TrainEngine | None = None
+        self._engine: WorkerEngine | None = None
         self._routes: tuple[Route, ...] = ()
         self._vault = Address("", "")
-        self._flat: torch.Tensor | None = None
-        self._version = -1
-        self._kept: dict[str, Kept] = {}
-        self._carry: torch.Tensor | None = None
-        self._carry_weight = 0.0
+        self._pushing: set[str] = set()
         self._done = 0
-        self._busy = False
         self._tasks: asyncio.TaskGroup | None = None
         self.plane: TensorPlane | None = None
+
+    @property
+    def engine(self) -> WorkerEngine:
+        assert self._engine is not None, "the role commands work only once the engine is loaded"
+        return self._engine
 
     async def execute(self, command: Command) -> None:
         match command:
@@ -113,10 +93,12 @@ class WorkerHost:
             case LoadWorker():
                 self._start(self._load(command.generation))
             case ResetWorker(generation):
-                self._reset(generation)
+                self._generation = generation
+                if self._engine is not None:
+                    self._engine.reset()
             case Prefetch(_, span, steps):
                 if self._engine is not None:
-                    self._engine.prefetch(_work(span, steps))
+                    self._engine.prefetch(span, steps)
             case Pull(generation, version):
                 self._start(self._pull(generation, version))
             case Compute():
@@ -124,172 +106,118 @@ class WorkerHost:
             case Push(generation, update):
                 self._start(self._push(generation, update))
             case Settle(update, verdict):
-                self._settle(update, verdict)
+                if self._engine is not None:
+                    self._engine.settle(update, verdict == "carry")
             case DropCarry():
-                self._carry, self._carry_weight = None, 0.0
+                if self._engine is not None:
+                    self._engine.drop_carry()
             case Measure(version):
                 self._start(self._measure(version))
             case _:
                 raise AssertionError(f"not a command for a worker: {command}")
 
-    # -- beginning --------------------------------------------------------------------------------------------
-
     async def _load(self, generation: int) -> None:
         assert self.plane is not None
+        opened = self._opened
         try:
-            task = await build_task(
-                self._plan, self._opened.job, self.plane, self._vault, self._opened.allow_code
+            task = await build_task(self._plan, opened.job, self.plane, self._vault, opened.allow_code)
+            self._engine = await self._do(
+                lambda: WorkerEngine(task, self._plan, opened.threads, opened.micro_batch, SystemClock().now_ns)
             )
-            self._engine = await self._do(lambda: self._build(task))
         except (MedleyError, OSError) as error:
             self._link.send(Failed("load", "", str(error), False, isinstance(error, UserError)))
-            return
         except (RuntimeError, MemoryError) as error:
             memory = is_out_of_memory(error)
             self._link.send(Failed("load", "", f"the model could not be built: {error}", memory, True))
-            return
-        self._link.send(Loaded(generation, -1))
-
-    def _build(self, task: Any) -> TrainEngine:
-        dtype = getattr(task, "dtype", torch.float32)
-        engine = TrainEngine(task, self._spec.train, self._spec.placement, dtype, SystemClock().now_ns)
-        if self._opened.threads and not self._spec.train.threads:
-            torch.set_num_threads(self._opened.threads)
-        if self._opened.micro_batch:
-            engine.micro_batch = min(engine.micro_batch, self._opened.micro_batch)
-        if engine.layout.fingerprint != self._layout.fingerprint:
-            raise UserError(
-                "this machine builds another model than the coordinator planned; install the same versions of medley "
-                "and transformers, and the same task, on all machines"
-            )
-        options = self._spec.train.compression
-        if options.kind != "none" and options.feedback:
-            self._feedback = ErrorFeedback(self._layout.numel, options.decay)
-        self._flat = torch.empty(self._layout.numel, dtype=torch.float32)
-        return engine
-
-    def _reset(self, generation: int) -> None:
-        self._generation = generation
-        self._kept.clear()
-        self._carry, self._carry_weight = None, 0.0
-        self._version = -1
-        if self._feedback is not None:
-            self._feedback.zero()
+        else:
+            self._link.send(Loaded(generation, -1))
 
     # -- parameters in ----------------------------------------------------------------------------------------
 
     async def _pull(self, generation: int, version: int) -> None:
         """All shards' parts of one version, joined into one flat vector."""
-        flat = torch.empty(self._layout.numel, dtype=torch.float32)
+        base = self.engine.base()
         problem = ""
         try:
             async with asyncio.TaskGroup() as group:
                 for route in self._routes:
-                    group.create_task(self._pull_shard(route, generation, version, flat))
-        except* (Refused, Unavailable, ValueError) as errors:
+                    group.create_task(self._pull_shard(route, generation, version, base))
+        except* (Refused, Unavailable, ValueError, UserError) as errors:
             problem = "; ".join(str(e) for e in errors.exceptions)
         if problem:
             self._link.send(Failed("pull", str(version), problem, False, False))
             return
-        self._flat, self._version = flat, version
-        self._link.send(Pulled(generation, version, flat.nbytes))
+        self.engine.arrived(version, base)
+        self._link.send(Pulled(generation, version, base.flat.nbytes))
 
-    async def _pull_shard(self, route: Route, generation: int, version: int, flat: torch.Tensor) -> None:
+    async def _pull_shard(self, route: Route, generation: int, version: int, base: Base) -> None:
         assert self.plane is not None
         header = Header(
-            kind=Kind.PULL, run=self._opened.job, name=str(route.shard), generation=generation, version=version
+            kind=Kind.PULL,
+            run=self._opened.job,
+            name=f"{route.shard}/{HALF}" if self.engine.half else str(route.shard),
+            generation=generation,
+            version=version,
         )
-        blocks = [self._layout.blocks[i] for i in sorted(route.blocks)]
-        part = torch.empty(sum(b.numel for b in blocks), dtype=torch.float32)
-        await self.plane.get(peer_of(route.primary), header, memoryview(part.numpy()).cast("B"))
-        offset = 0
-        for block in blocks:
-            flat[block.offset : block.offset + block.numel] = part[offset : offset + block.numel]
-            offset += block.numel
+        room = base.room(route.blocks)
+        await self.plane.get(peer_of(route.primary), header, bytes_in(room))
+        base.take(route.blocks, room)
 
     # -- work -------------------------------------------------------------------------------------------------
 
     async def _compute(self, command: Compute) -> None:
-        self._busy = True
+        assert self.engine.version == command.base, "the role commands work on the base that it saw arrive"
         try:
-            computed = await self._do(lambda: self._compute_update(command))
+            outcome = await self._do(
+                lambda: self.engine.compute(
+                    command.update, command.span, command.steps, command.lr, command.carry, self._moves
+                )
+            )
         except (RuntimeError, MemoryError, MedleyError, OSError, ValueError, TypeError) as error:
-            memory = is_out_of_memory(error)
-            fatal = isinstance(error, UserError)
+            memory, fatal = is_out_of_memory(error), isinstance(error, UserError)
             reason = str(error) if fatal else f"{type(error).__name__}: {error}"
             self._link.send(Failed("compute", command.update, reason, memory, fatal))
         else:
-            self._link.send(computed)
-        finally:
-            self._busy = False
+            self._link.send(_computed(command.update, outcome))
 
-    def _compute_update(self, command: Compute) -> Computed:
-        engine, flat = self._engine, self._flat
-        assert engine is not None and flat is not None and self._version == command.base
-        engine.load_base(command.base, flat)
-        result = engine.run(_work(command.span, command.steps), command.lr, self._count)
-        weight = result.weight
-        if command.carry and self._carry is not None:
-            result.update.add_(self._carry)
-            weight += self._carry_weight
-            self._carry, self._carry_weight = None, 0.0
-        payloads = encode_update(result.update, self._layout.blocks, self._codec, self._feedback)
-        self._kept[command.update] = Kept(payloads, weight)
-        return self._report(command, result, weight)
-
-    def _report(self, command: Compute, result: Result, weight: float) -> Computed:
-        return Computed(
-            update=command.update,
-            weight=weight,
-            loss_sum=result.loss_sum,
-            correct=float(result.correct),
-            samples=result.samples,
-            tokens=result.tokens,
-            seconds=result.seconds,
-            micro_batch=result.micro_batch,
-            residual_norm=self._feedback.norm() if self._feedback is not None else 0.0,
-            finite=result.finite,
-        )
-
-    def _count(self) -> bool:
+    def _moves(self) -> bool:
         """Called by the engine for every micro-batch: the proof that it moves."""
         self._done += 1
         return False
 
     async def _measure(self, version: int) -> None:
-        def measure() -> Measured:
-            assert self._engine is not None and self._flat is not None
-            self._engine.load_base(version, self._flat)
-            seen = self._engine.evaluate(self._spec.data.heldout_samples)
-            return Measured(version, seen.loss, seen.tokens, seen.accuracy)
-
         try:
-            self._link.send(await self._do(measure))
+            seen = await self._do(lambda: self.engine.measure(self._plan.spec.data.heldout_samples))
         except (RuntimeError, MemoryError, MedleyError) as error:
             self._link.send(Failed("measure", str(version), str(error), is_out_of_memory(error), False))
+        else:
+            self._link.send(Measured(version, seen.loss, seen.tokens, seen.accuracy))
 
     # -- updates out ------------------------------------------------------------------------------------------
 
     async def _push(self, generation: int, update: str) -> None:
-        kept = self._kept.get(update)
-        if kept is None or kept.pushing:
+        if update in self._pushing:
             return
-        kept.pushing = True
+        self._pushing.add(update)
+        problem, sent = "", 0
         try:
             async with asyncio.TaskGroup() as group:
-                for route in self._routes:
-                    group.create_task(self._push_shard(route, generation, update, kept))
-        except* (Refused, Unavailable) as errors:
-            reason = "; ".join(str(e) for e in errors.exceptions)
-            self._link.send(Failed("push", update, reason, False, False))
-        else:
-            self._link.send(Pushed(generation, update, sum(p.nbytes for p in kept.payloads.values())))
+                parts = [group.create_task(self._push_shard(route, generation, update)) for route in self._routes]
+            sent = sum(part.result() for part in parts)
+        except* (Refused, Unavailable, UserError) as errors:
+            problem = "; ".join(str(e) for e in errors.exceptions)
         finally:
-            kept.pushing = False
+            self._pushing.discard(update)
+        if problem:
+            self._link.send(Failed("push", update, problem, False, False))
+        else:
+            self._link.send(Pushed(generation, update, sent))
 
-    async def _push_shard(self, route: Route, generation: int, update: str, kept: Kept) -> None:
+    async def _push_shard(self, route: Route, generation: int, update: str) -> int:
         assert self.plane is not None
-        buffers = [bytes_of(kept.payloads[i]) for i in sorted(route.blocks)]
+        buffers = self.engine.parts(update, route.blocks)
+        if buffers is None:
+            return 0
         header = Header(
             kind=Kind.UPDATE,
             run=self._opened.job,
@@ -299,15 +227,7 @@ class WorkerHost:
             nbytes=sum(b.nbytes for b in buffers),
         )
         await self.plane.put(peer_of(route.primary), header, buffers)
-
-    def _settle(self, update: str, verdict: str) -> None:
-        kept = self._kept.pop(update, None)
-        if kept is None or verdict != "carry":
-            return
-        seen = torch.empty(self._layout.numel, dtype=torch.float32)
-        payloads = {i: bytes_of(p) for i, p in kept.payloads.items()}
-        self._carry = decode_update(payloads, self._layout.blocks, self._codec, seen)
-        self._carry_weight = kept.weight
+        return header.nbytes
 
     # -- machinery --------------------------------------------------------------------------------------------
 
@@ -335,8 +255,20 @@ class WorkerHost:
                 await self.execute(await self._link.commands.get())
 
 
-def _work(span: Span, steps: int) -> Work:
-    return Work(((span.epoch, span.start, span.stop),), steps)
+def _computed(update: str, outcome: Outcome) -> Computed:
+    result = outcome.result
+    return Computed(
+        update=update,
+        weight=outcome.weight,
+        loss_sum=result.loss_sum,
+        correct=float(result.correct),
+        samples=result.samples,
+        tokens=result.tokens,
+        seconds=result.seconds,
+        micro_batch=result.micro_batch,
+        residual_norm=outcome.residual_norm,
+        finite=result.finite,
+    )
 
 
 async def serve() -> None:

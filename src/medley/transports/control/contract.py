@@ -1,7 +1,7 @@
 """What both ends of the control plane agree on beside its messages: limits, paths, gRPC options.
 
 The messages are `protocol.messages` and `protocol.doors`, encoded by `protocol.wire`. Who a token or an
-operator is allowed to be, and what a question means, is left to the `ControlHandler`.
+operator is allowed to be, and what a question means, is left to the `ControlOwner`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Limits:
     reconnect_last_s: float = 2.0
 
 
-class ControlHandler(Protocol):
+class ControlOwner(Protocol):
     """What the coordinator's runtime does with what arrives. The synchronous calls must not block.
 
     For one stream: `connected`, then `heard` for each message (the Hello first), then `lost` exactly once,

@@ -28,7 +28,7 @@ from medley.transports.control.contract import (
     FOLLOW,
     JOIN,
     RENEW,
-    ControlHandler,
+    ControlOwner,
     Limits,
     server_options,
 )
@@ -67,7 +67,7 @@ class _Stream:
 class ControlServer:
     """Both ports of the coordinator. Make one with `open`; its methods belong to that event loop."""
 
-    def __init__(self, handler: ControlHandler, limits: Limits) -> None:
+    def __init__(self, handler: ControlOwner, limits: Limits) -> None:
         self._handler = handler
         self._limits = limits
         self._streams: dict[NodeId, _Stream] = {}
@@ -90,7 +90,7 @@ class ControlServer:
         control_port: int,
         door_port: int,
         identity: Credentials,
-        handler: ControlHandler,
+        handler: ControlOwner,
         limits: Limits,
     ) -> ControlServer:
         """Listen on both ports (0: the system picks). Raises UserError when a port cannot be had."""
