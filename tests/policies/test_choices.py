@@ -70,7 +70,9 @@ def test_a_mean_is_a_mean(members: list[Candidate]) -> None:
     train = Train(sync=Sync(mode="local-sgd", local_steps=4, staleness_power=0.0))
     assert isclose(sum(member_weights(train, members)), 1.0)
     weights = member_weights(Train(optimizer=Optimizer(clip_norm=0.0), sync=Sync(staleness_power=0.0)), members)
-    assert isclose(sum(w * m.tokens for w, m in zip(weights, members, strict=True)), sum(m.tokens for m in members) * weights[0])
+    assert isclose(
+        sum(w * m.tokens for w, m in zip(weights, members, strict=True)), sum(m.tokens for m in members) * weights[0]
+    )
 
 
 @given(candidates)
