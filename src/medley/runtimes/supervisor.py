@@ -7,6 +7,7 @@ end it holds; so after `kill -9` of anything, nothing is left behind and everyth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ from medley.runtimes.clock import SystemClock
 BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 STEADY_NS = 10 * NS_PER_S
 END_S = 70.0
+LAST_WORDS_S = 0.2
+ERRORS_NBYTES_MAX = 4 << 20
 MISTAKE = 2  # an exit status that says: a person must change something; starting again cannot help
 
 
@@ -66,25 +69,40 @@ class Supervisor:
             await self._clock.sleep(delay_s)
 
     async def _once(self, child: Child) -> int:
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        with (self._log_dir / f"{child.name}.err").open("ab") as errors:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                child.module,
-                *child.arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=errors,
-                env={**os.environ, **child.environment},
-            )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            child.module,
+            *child.arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **child.environment},
+        )
         child.process = process
-        try:
-            return await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(self._keep_errors(process, self._log_dir / f"{child.name}.err"))
+            try:
+                status = await process.wait()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            # Its own children may hold the pipe for a moment longer; its last words are in it already.
+            await asyncio.wait([keeping], timeout=LAST_WORDS_S)
+            keeping.cancel()
+        return status
+
+    async def _keep_errors(self, process: asyncio.subprocess.Process, path: Path) -> None:
+        """Standard error into a file that never grows beyond bounds: strangers at our ports make lines in it."""
+        assert process.stderr is not None
+        while data := await process.stderr.read(1 << 16):
+            with contextlib.suppress(OSError):  # a full disk costs the log, not the process
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists() and path.stat().st_size + len(data) > ERRORS_NBYTES_MAX:
+                    path.replace(path.with_suffix(".err.1"))
+                with path.open("ab") as file:
+                    file.write(data)
 
     async def end(self, names: Sequence[str]) -> None:
         """Ask these to stop, wait, and end those that do not."""

@@ -173,7 +173,8 @@ class LocalPool:
         )
         path = options.directory / "coordinator.json"
         path.write_bytes(msgspec.json.encode(wanted, enc_hook=str))
-        return Child("coordinator", COORDINATOR, (str(path),), dict(options.environment))
+        # gRPC says which handshakes it refused only at this level; it goes to logs/coordinator.err.
+        return Child("coordinator", COORDINATOR, (str(path),), {"GRPC_VERBOSITY": "INFO", **options.environment})
 
     async def _address(self, path: Path) -> dict[str, object] | None:
         """Where the coordinator listens, once it does. The ports stay the same over its restarts."""

@@ -23,6 +23,7 @@ from medley.transports.tensors.curve import ZAP_ENDPOINT, Curve, zap_answer
 from medley.transports.tensors.dialling import Dialling
 from medley.transports.tensors.links import Link, bound
 from medley.transports.tensors.outbound import Attempt, Call
+from medley.transports.tensors.refusals import Refusals
 from medley.transports.tensors.transfers import Host, Transfer
 from medley.transports.tensors.wire import (
     BODY_NBYTES_MAX,
@@ -85,6 +86,7 @@ class Engine:
             self._zap.bind(ZAP_ENDPOINT)
             self._identity.apply_as_server(self._router)
         self._router.ipv6 = "[" in endpoint
+        self._refusals = Refusals(self._router, self.counters)
         self._router.bind(endpoint)
         self._arrivals = Arrivals(self._host, self._handler, self._router, self._identity is not None)
         self._dialling = Dialling(self._host, self._context, self._identity)
@@ -168,6 +170,8 @@ class Engine:
             self._commands.popleft()(now)
         if self._zap is not None and self._zap in ready:
             self._answer_zap()
+        if self._refusals.monitor in ready:
+            self._refusals.read()
         if self._router in ready:
             self._read(self._router, None, now)
         for dialled in self._dialling.connections():
@@ -182,7 +186,7 @@ class Engine:
         self._dialling.begin(now)
 
     def _poll(self) -> set[zmq.Socket[bytes]]:
-        sockets = [self._wake_in, self._router]
+        sockets = [self._wake_in, self._router, self._refusals.monitor]
         if self._zap is not None:
             sockets.append(self._zap)
         for dialled in self._dialling.connections():
@@ -309,6 +313,7 @@ class Engine:
         with self._wake_lock:
             self._running = False
         self._dialling.close()
+        self._refusals.close()
         self._context.destroy(0)
         self._tell(self._ended)
 
