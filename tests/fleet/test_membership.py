@@ -167,6 +167,15 @@ def test_renewing_gives_the_same_name_a_longer_life_until_it_is_revoked(pool: Po
     assert "it was stolen" in asyncio.run(renew(member.control, older, request)).refused
 
 
+def test_an_expelled_machine_joins_again_with_a_new_token(pool: Pool, tmp_path: Path) -> None:
+    member, _ = joined(tmp_path, new_token(pool))
+    kept = asyncio.run(joining._membership(options(tmp_path, token=new_token(pool).text()), lambda line: None))
+    assert kept == member
+    pool.operator.ask("revoke", {"node": member.node, "reason": ""})
+    again = asyncio.run(joining._membership(options(tmp_path, token=new_token(pool).text()), lambda line: None))
+    assert again.node != member.node
+
+
 async def test_revocation_ends_a_live_stream_and_refuses_the_next(pool: Pool, tmp_path: Path) -> None:
     member = await enrol(options(tmp_path), new_token(pool), lambda line: None)
     reasons: list[str] = []
