@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ def _execute(command: Command) -> Report:
         return prepare_job(command) if isinstance(command, PrepareJob) else export_job(command)
     except (MedleyError, OSError) as error:
         return Failed(what, job, str(error), False, True)
+    except Exception as error:  # a person's task may raise anything, and would raise it again
+        traceback.print_exc()
+        return Failed(what, job, f"could not {what} it: {type(error).__name__}: {error}", False, True)
 
 
 async def serve() -> None:

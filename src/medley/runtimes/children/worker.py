@@ -126,11 +126,11 @@ class WorkerHost:
             )
         except (MedleyError, OSError) as error:
             self._link.send(Failed("load", "", str(error), False, isinstance(error, UserError)))
-        except (RuntimeError, MemoryError) as error:
-            memory = is_out_of_memory(error)
-            self._link.send(Failed("load", "", f"the model could not be built: {error}", memory, True))
+        except Exception as error:  # a person's task may raise anything, and would raise it again
+            reason = f"the model could not be built: {type(error).__name__}: {error}"
+            self._link.send(Failed("load", "", reason, is_out_of_memory(error), True))
         else:
-            self._link.send(Loaded(generation, -1))
+            self._link.send(Loaded(generation, -1, self.engine.micro_batch))
 
     # -- parameters in ----------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class WorkerHost:
                     command.update, command.span, command.steps, command.lr, command.carry, self._moves
                 )
             )
-        except (RuntimeError, MemoryError, MedleyError, OSError, ValueError, TypeError) as error:
+        except Exception as error:
             memory, fatal = is_out_of_memory(error), isinstance(error, UserError)
             reason = str(error) if fatal else f"{type(error).__name__}: {error}"
             self._link.send(Failed("compute", command.update, reason, memory, fatal))
@@ -188,8 +188,9 @@ class WorkerHost:
     async def _measure(self, version: int) -> None:
         try:
             seen = await self._do(lambda: self.engine.measure(self._plan.spec.data.heldout_samples))
-        except (RuntimeError, MemoryError, MedleyError) as error:
-            self._link.send(Failed("measure", str(version), str(error), is_out_of_memory(error), False))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._link.send(Failed("measure", str(version), reason, is_out_of_memory(error), False))
         else:
             self._link.send(Measured(version, seen.loss, seen.tokens, seen.accuracy))
 
