@@ -100,6 +100,11 @@ class WorkerEngine:
         self._carry_weight = 0.0
         self.version = -1
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows computed at once, as far as is known now."""
+        return self._train.micro_batch
+
     def reset(self) -> None:
         """A rollback: whatever was computed or owed is meaningless."""
         self._kept.clear()

@@ -230,10 +230,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The engine is ready for work, in this generation, at this version (workers: -1)."""
+    """The engine is ready for work, in this generation, at this version (workers: -1).
+
+    `micro_batch`: how many rows a worker's will compute at once, until memory says otherwise.
+    """
 
     generation: Generation
     version: Version
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

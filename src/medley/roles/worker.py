@@ -259,6 +259,7 @@ class Worker:
                 self.address = EngineUp(self.assignment.job, self.generation, -1, address)
                 return [Report(self.address)]
             case Loaded():
+                self.micro_batch = report.micro_batch or self.micro_batch
                 return self._loaded(now_ns)
             case Pulled():
                 return self._pulled(report, now_ns)
