@@ -219,6 +219,6 @@ def _after(ctx: Context, record: Committed, now_ns: int) -> None:
     for member in record.members:
         ctx.roster.drop(member.update)
         ctx.send(member.node, Outcome(ctx.job, ctx.generation, member.update, "committed", record.number, ""))
-    ctx.not_finite = 0
+    ctx.not_finite = ctx.engines_ended = 0
     ctx.round_times_ns.append(now_ns - ctx.round_opened_ns)
     ctx.round_opened_ns = now_ns

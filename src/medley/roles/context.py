@@ -75,6 +75,8 @@ class Context:
     failures: dict[tuple[int, int], int] = field(default_factory=dict)  # of a span: (epoch, start)
     granted_ns: dict[LeaseId, int] = field(default_factory=dict)
     not_finite: int = 0
+    engines_ended: int = 0  # of workers, since the last commit
+    measure_failures: int = 0
     saving: Saving | None = None
     saved_ns: int = 0
     save_failures: int = 0

@@ -54,6 +54,7 @@ from medley.roles.context import Context, NodeView
 from medley.roles.roster import ReplicaView, WorkerView, replica_nodes
 from medley.roles.state import RunState, apply
 
+FUTILE = 24  # engines that end, one after the other, before the job stops with the reason
 POISON = 4  # failures of one span before the job stops with the reason
 
 
@@ -246,6 +247,10 @@ class Run:
                 ctx.explain(node, f"lost a compression residual of norm {worker.residual_norm:.3g} with its engine")
         ctx.roster.forget((node, -1))
         reconcile.lose_work(ctx, node, f"the engine of {node} ended: {message.reason}")
+        ctx.engines_ended += 1
+        if ctx.engines_ended >= FUTILE + 2 * len(ctx.roster.workers) and ctx.state.state == "running":
+            many = f"{ctx.engines_ended} engines of workers ended without one commit in between"
+            saving.fail(ctx, f"{many}, the last one on {node}: {message.reason}")
 
     def _ready(self, node: NodeId, message: Ready) -> None:
         ctx = self.ctx

@@ -20,6 +20,7 @@ OWNER = "checkpoint"
 MEASURER = "measurement"
 RETRY_NS = 5 * NS_PER_S
 HOPELESS = 5  # checkpoints that failed in a row before the job stops with the reason
+UNMEASURABLE = 20  # measurements that failed in a row before the job goes on without any
 MEASURE_RETRY_NS = NS_PER_S // 2
 MEASURE_PATIENCE_NS = 120 * NS_PER_S
 
@@ -90,7 +91,7 @@ def _measure_due(ctx: Context) -> bool:
 
 def measurement_wanted(ctx: Context) -> bool:
     """Should the present version be measured, as soon as that is possible?"""
-    if ctx.prepared.heldout == 0 or ctx.state.measured == ctx.state.version:
+    if ctx.prepared.heldout == 0 or ctx.state.measured == ctx.state.version or ctx.measure_failures >= UNMEASURABLE:
         return False
     if ctx.state.state != "running":
         return ctx.state.state == "finishing"
@@ -102,10 +103,12 @@ def measured(ctx: Context, node: NodeId, report: Evaluated) -> None:
     if report.version != ctx.measuring or node != ctx.measuring_node:
         return
     if report.tokens == 0:
+        ctx.measure_failures += 1
         _give_up_measuring(ctx, f"{node} could not")
         return
     ctx.unpin(report.version, MEASURER)
     ctx.measuring, ctx.measuring_node = -1, ""
+    ctx.measure_failures = 0
     record = HeldoutMeasured(report.version, report.loss, report.tokens, report.accuracy, ctx.state.elapsed_ns)
     ctx.persist(record)
 
