@@ -49,7 +49,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path: Path
         it.until_version(8)
         it.pool.stop()
         good, _ = newest(it)
-        _flip_a_byte(next((it.directory / "checkpoints" / it.job / f"checkpoint-{good}").glob("*.safetensors")))
+        _flip_a_byte(next((it.directory / "checkpoints" / it.job / f"checkpoint-{good:010}").glob("*.safetensors")))
         assert newest(it)[0] < good
         it.start()
         proven(it)

@@ -51,7 +51,7 @@ from medley.transports.identity import Credentials, needs_renewal, signing_reque
 TICK_S = 0.25
 RENEW_S = 600.0
 SILENT_ENGINE_NS = 60 * NS_PER_S  # an engine says `Progress` every second; so long without it means it hangs
-RESPAWN_FIRST_S, RESPAWN_LAST_S, STEADY_NS = 0.1, 10.0, 10 * NS_PER_S
+RESPAWN_FIRST_S, RESPAWN_LAST_S, STEADY_NS = 0.1, 5.0, 5 * NS_PER_S
 
 Key = tuple[JobId, int]  # shard -1: the worker
 

@@ -19,8 +19,8 @@ from medley.observe.logs import logger
 from medley.protocol.ids import NS_PER_S
 from medley.runtimes.clock import SystemClock
 
-BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-STEADY_NS = 10 * NS_PER_S
+BACKOFF_S = (0.0, 0.1, 0.3, 1.0, 2.0)
+STEADY_NS = 5 * NS_PER_S
 END_S = 70.0
 LAST_WORDS_S = 0.2
 ERRORS_NBYTES_MAX = 4 << 20
