@@ -231,7 +231,7 @@ class Storm:
         for side in SIDES:
             if self._due(side, seen, now):
                 self._arm(side)
-        if now < self.next_kill or self.outcome.random_kills >= self.kills:
+        if now < self.next_kill or self.outcome.random_kills >= self.kills or not self._due("random", seen, now):
             return False
         self.next_kill = now + self.random.expovariate(1 / BETWEEN_S)
         if self.outcome.random_kills >= self.kills // 2 and not self.outcome.watchdog_kills and seen:
