@@ -57,3 +57,5 @@ def test_a_newer_answer_corrects_what_a_rollback_counted_twice() -> None:
     assert progress.samples == 150
     progress.refresh({**JOB, "samples": 100, "version": 1})
     assert progress.samples == 100
+    progress.note(commit(1, 1.0))
+    assert progress.samples == 100

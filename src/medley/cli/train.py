@@ -132,6 +132,9 @@ def _follow(asking: Asking, client: OperatorClient, job: str, spec: JobSpec) -> 
     with Live(progress, to_stderr=asking.as_json) as live:
         while answer["state"] not in OVER:
             for event in _events(client, job):
+                # A new placement may have rolled the job back, and before it is prepared nobody knows its size.
+                if event["kind"] == "placement" or not progress.total:
+                    progress.refresh(_patiently(client, job))
                 progress.note(event)
                 live.show(event)
             answer = _patiently(client, job)

@@ -58,7 +58,8 @@ class Progress:
                 pass
 
     def _commit(self, event: dict[str, Any]) -> None:
-        # After a rollback the same versions come again: what the coordinator says next time corrects the count.
+        if event["version"] <= self.version:
+            return  # an answer that was asked for meanwhile has counted it already
         self.samples = min(self.samples + event["samples"], self.total or self.samples + event["samples"])
         self.version, self.loss, self.elapsed_s = event["version"], event["loss"], event["elapsed_s"]
         self._recent.append((event["elapsed_s"], event["tokens"], event["samples"]))
