@@ -51,12 +51,12 @@ class Chronicle:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def explain(self, subject: str, text: str, wall_ns: int) -> None:
+    def explain(self, subject: str, text: str, wall_ns: int, cause: str = "") -> None:
         if subject.startswith("round of "):  # why a round waits is news for a moment only
             return
-        entry = {"kind": "decision", "wall_ns": wall_ns, "subject": subject, "text": text}
+        entry = {"kind": "decision", "wall_ns": wall_ns, "subject": subject, "text": text, "cause": cause}
         self._decisions.append(entry)
-        self._log.info("because", subject=subject, text=text)
+        self._log.info("because", subject=subject, text=text, cause=cause)
         _append(self._directory / "decisions.jsonl", entry)
         self._tell(entry)
 

@@ -92,6 +92,7 @@ class CoordinatorHost:
         self.chronicle = Chronicle(options.directory, self.metrics)
         self.began_ns = self.clock.now_ns()
         self._events: asyncio.Queue[tuple[CoordinatorEvent, str]] = asyncio.Queue()
+        self._posted = 0
         self._vault: EngineProcess | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
@@ -142,7 +143,9 @@ class CoordinatorHost:
         self.post(Stop())
 
     def post(self, event: CoordinatorEvent, cause: str = "") -> None:
-        self._events.put_nowait((event, cause))
+        """Give the role an event. `cause` follows whatever comes of it, through the logs of every machine."""
+        self._posted += 1
+        self._events.put_nowait((event, cause or f"coordinator.{self.term}.{self._posted}"))
 
     async def settled(self) -> None:
         """Wait until one more batch of events has taken effect."""
@@ -196,7 +199,7 @@ class CoordinatorHost:
                 case fx.Run(command):
                     self._run(command)
                 case fx.Explain(subject, text):
-                    self.chronicle.explain(subject, text, self.clock.wall_ns())
+                    self.chronicle.explain(subject, text, self.clock.wall_ns(), cause)
                 case fx.Close(node, reason):
                     assert self.server is not None
                     self.server.disconnect(node, reason)

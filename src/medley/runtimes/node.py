@@ -105,6 +105,8 @@ class NodeHost:
         self._tasks: asyncio.TaskGroup | None = None
         self._heartbeat_s = 1.0
         self._said = ""
+        self._cause = ""  # of the message being handled; what follows from it carries the same
+        self._said_count = 0
         self._log = logger("node", node=options.name)
 
     async def run(self) -> None:
@@ -143,7 +145,12 @@ class NodeHost:
         return Capability(cores, memory, system, "", options.worker, options.shard)
 
     def _inbox(self, envelope: Envelope) -> None:
-        self._events.put_nowait(lambda: self._told(envelope.message))
+        def act() -> None:
+            self._cause = envelope.cause
+            self._told(envelope.message)
+            self._cause = ""
+
+        self._events.put_nowait(act)
 
     def _disconnected(self, reason: str) -> None:
         if reason != self._said:
@@ -153,7 +160,8 @@ class NodeHost:
     def _send(self, message: FromNode) -> None:
         kind = type(message).__name__
         hit(f"node.send.before.{kind}")
-        self._client.send(message)
+        self._said_count += 1
+        self._client.send(message, self._cause or f"{self._options.name}.{self._boot}.{self._said_count}")
         hit(f"node.send.after.{kind}")
 
     async def _renew(self) -> None:
@@ -257,7 +265,7 @@ class NodeHost:
                     if hosted.process is not None:
                         hosted.process.kill()
                 case fx.Explain(subject, text):
-                    self._log.info("because", subject=subject, text=text)
+                    self._log.info("because", subject=subject, text=text, cause=self._cause)
                 case fx.Reject(peer, reason):
                     self._log.warning("refused", peer=peer, reason=reason)
                 case fx.Persist() | fx.Compact() | fx.Send() | fx.Close():
