@@ -128,6 +128,8 @@ def _refuse(ctx: Context, update: UpdateId) -> bool:
         _count_not_finite(ctx)
         return True
     age = _staleness(ctx, update)
+    if age == 0:
+        return False
     speed = pace.relative_speed(flight.node, ctx.roster.speeds())
     limit = staleness.bound(ctx.prepared.spec.train.sync, speed)
     if age <= limit:

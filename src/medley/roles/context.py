@@ -65,6 +65,7 @@ class Context:
     broken_ns: int = 0
     began_ns: int = 0  # when this coordinator began with this run
     stopping: bool = False
+    hung_checked_ns: int = 0
     seeding: int = -1  # the shard that gets a new backup
     seeded_ns: int = 0
     tries: int = 0  # of preparing or exporting

@@ -17,12 +17,15 @@ from medley.roles.context import Context
 from medley.roles.ledger import HeldLease
 
 AHEAD = 1  # leases beyond the one being computed
+HUNG_CHECK_NS = NS_PER_S // 2
 HUNG_FLOOR_NS = 30 * NS_PER_S
 
 
 def advance(ctx: Context, now_ns: int) -> None:
     if ctx.state.state == "running":
-        _revoke_hung(ctx, now_ns)
+        if now_ns - ctx.hung_checked_ns > HUNG_CHECK_NS:
+            ctx.hung_checked_ns = now_ns
+            _revoke_hung(ctx, now_ns)
         _reopen_stranded(ctx)
         if ctx.prepared.spec.train.sync.mode == "sync":
             _grant_rounds(ctx, now_ns)
@@ -65,10 +68,14 @@ def sent_leases(ctx: Context) -> set[LeaseId]:
     return {n for f in ctx.roster.updates.values() for n in f.report.leases}
 
 
-def open_leases(ctx: Context, node: NodeId) -> list[LeaseId]:
-    """Leases that this worker has yet to compute."""
+def open_leases(ctx: Context) -> dict[NodeId, list[LeaseId]]:
+    """Leases that each worker has yet to compute."""
     sent = sent_leases(ctx)
-    return [n for n, h in ctx.ledger.leases.items() if h.node == node and not h.carried and n not in sent]
+    found: dict[NodeId, list[LeaseId]] = {}
+    for number, held in ctx.ledger.leases.items():
+        if not held.carried and number not in sent:
+            found.setdefault(held.node, []).append(number)
+    return found
 
 
 def _grant_rounds(ctx: Context, now_ns: int) -> None:
@@ -96,17 +103,17 @@ def _round(ctx: Context, number: int) -> list[HeldLease]:
 def _least_busy(ctx: Context, ready: list[NodeId], number: int) -> NodeId | None:
     """The worker with the fewest open leases of rounds up to this one, if it is free for one more."""
     leases = ctx.ledger.leases
-    counts = {node: sum(leases[n].round <= number for n in open_leases(ctx, node)) for node in ready}
-    best = min(ready, key=lambda n: (counts[n], n))
-    return best if counts[best] <= number - ctx.state.version - 1 else None
+    counts = {node: sum(leases[n].round <= number for n in held) for node, held in open_leases(ctx).items()}
+    best = min(ready, key=lambda n: (counts.get(n, 0), n))
+    return best if counts.get(best, 0) <= number - ctx.state.version - 1 else None
 
 
 def _grant_freely(ctx: Context, now_ns: int) -> None:
     train = ctx.prepared.spec.train
-    speeds = ctx.roster.speeds()
+    counts = {node: len(held) for node, held in open_leases(ctx).items()}
     for node in ctx.roster.ready_workers():
-        while len(open_leases(ctx, node)) <= AHEAD:
-            steps = pace.local_steps(train.sync.local_steps, node, speeds)
+        for _ in range(counts.get(node, 0), 1 + AHEAD):
+            steps = pace.local_steps(train.sync.local_steps, node, ctx.roster.speeds())
             if not _grant(ctx, node, train.batch_samples * steps, 0, now_ns):
                 return
 
@@ -120,6 +127,8 @@ def _grant(ctx: Context, node: NodeId, size: int, number: int, now_ns: int) -> b
     lease = ctx.ledger.next_lease
     ctx.persist(Leased(lease, node, span, steps, number))
     ctx.granted_ns[lease] = now_ns
+    if len(ctx.granted_ns) > 4 * len(ctx.ledger.leases) + 64:
+        ctx.granted_ns = {n: t for n, t in ctx.granted_ns.items() if n in ctx.ledger.leases}
     ctx.send(node, Lease(ctx.job, ctx.generation, lease, span, steps, number))
     return True
 
@@ -130,9 +139,11 @@ def _answer_bases(ctx: Context, now_ns: int) -> None:
     others = [v for v, owners in ctx.pins.items() if v != version and owners != {"checkpoint"}]
     if others:
         return  # one older version may be pinned besides a checkpoint's: that bounds a shard's memory
-    for node in ctx.roster.ready_workers():
+    waiting = [n for n in ctx.roster.ready_workers() if ctx.roster.workers[n].wanting]
+    held = open_leases(ctx) if waiting else {}
+    for node in waiting:
         worker = ctx.roster.workers[node]
-        lease = _next_lease(ctx, node) if worker.wanting else None
+        lease = _next_lease(ctx, node, held.get(node, []))
         if lease is None:
             continue
         ctx.pin(version, node)
@@ -141,13 +152,12 @@ def _answer_bases(ctx: Context, now_ns: int) -> None:
         ctx.send(node, Base(ctx.job, ctx.generation, lease, version, rate(ctx)))
 
 
-def _next_lease(ctx: Context, node: NodeId) -> LeaseId | None:
+def _next_lease(ctx: Context, node: NodeId, wanted: list[LeaseId]) -> LeaseId | None:
     """What this worker may begin now: of the earliest round, and only while it has not too much unsettled."""
     if ctx.state.state != "running":
         return None
     sync = ctx.prepared.spec.train.sync
     leases = ctx.ledger.leases
-    wanted = open_leases(ctx, node)
     if sync.mode == "sync":
         wanted = [n for n in wanted if leases[n].round <= ctx.state.version + 1]
     elif sum(f.node == node for f in ctx.roster.updates.values()) >= sync.in_flight:
@@ -158,11 +168,10 @@ def _next_lease(ctx: Context, node: NodeId) -> LeaseId | None:
 def _revoke_hung(ctx: Context, now_ns: int) -> None:
     """A lease that takes far longer than leases do is given to somebody else, and so is all that waits behind it."""
     limit = max(HUNG_FLOOR_NS, 4 * allowance_ns(list(ctx.lease_times_ns), 10.0))
+    sent = sent_leases(ctx)
     for worker in ctx.roster.workers.values():
-        worker.begun = {n: t for n, t in worker.begun.items() if n in ctx.ledger.leases}
+        worker.begun = {n: t for n, t in worker.begun.items() if n in ctx.ledger.leases and n not in sent}
         late = [n for n, begun_ns in worker.begun.items() if now_ns - begun_ns > limit]
-        sent = sent_leases(ctx)
-        late = [n for n in late if n not in sent]
         if not late:
             continue
         waited_s = (now_ns - worker.begun[late[0]]) / NS_PER_S
@@ -178,7 +187,7 @@ def _reopen_stranded(ctx: Context) -> None:
     """At the end of the samples a carry may find no next update to ride on: its samples are open again."""
     if not ledger.exhausted(ctx.ledger):
         return
-    sent = sent_leases(ctx)
+    sent, busy = sent_leases(ctx), open_leases(ctx)
     for number, held in list(ctx.ledger.leases.items()):
-        if held.carried and number not in sent and not open_leases(ctx, held.node):
+        if held.carried and number not in sent and held.node not in busy:
             take_back(ctx, (number,), f"{held.node} has no further lease to send its carry with")

@@ -210,7 +210,7 @@ def _introduce(ctx: Context) -> None:
     if not routes:
         return
     for node, worker in roster.workers.items():
-        if worker.routes != routes and roster.admitted((node, -1)):
+        if worker.routes is not routes and worker.routes != routes and roster.admitted((node, -1)):
             worker.routes = routes
             ctx.send(node, Routes(ctx.job, ctx.generation, routes, ctx.vault))
 

@@ -62,6 +62,7 @@ class Roster:
     vault_number: int = -1
     updates: dict[UpdateId, InFlight] = field(default_factory=dict)
     staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
+    known_routes: tuple[Route, ...] = ()  # the same object for as long as nothing moves
     orphans: dict[UpdateId, int] = field(default_factory=dict)  # staged but not announced: since when
 
     def introduce(self, engine: Engine, address: Address) -> bool:
@@ -91,7 +92,9 @@ class Roster:
 
     def complete(self, update: UpdateId, places: list[ShardPlace]) -> bool:
         """Every replica of every shard holds this announced update."""
-        held = self.staged.get(update, {})
+        held = self.staged.get(update)
+        if held is None or len(held) < len(places):
+            return False
         return update in self.updates and all((n, p.shard) in held for p in places for n in replica_nodes(p))
 
     def squared_norm(self, update: UpdateId, places: list[ShardPlace]) -> float:
@@ -118,7 +121,9 @@ class Roster:
                 return ()
             backup = self.addresses.get((place.backup, place.shard), nobody)
             found.append(Route(place.shard, place.blocks, primary, backup))
-        return tuple(found)
+        if self.known_routes != tuple(found):
+            self.known_routes = tuple(found)
+        return self.known_routes
 
     def ready_workers(self) -> list[NodeId]:
         return sorted(n for n, w in self.workers.items() if w.ready and not w.hung)
