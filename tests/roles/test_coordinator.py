@@ -1,0 +1,99 @@
+"""The coordinator between jobs: one has the pool, the others wait, and neither disturbs the other."""
+
+from __future__ import annotations
+
+from medley.protocol import effects as fx
+from medley.protocol import engine as e
+from medley.protocol import messages as m
+from medley.protocol.codec import text
+from medley.protocol.events import Cancel, EngineSaid, Heard, Resume, Stop, Submit, Tick
+from tests.scenarios.notation import read
+from tests.scenarios.stages import JOB, CoordinatorStage, S, make_spec
+
+SPEC = text(make_spec({}))
+
+
+def commands(effects: list[fx.Effect]) -> list[e.Command]:
+    return [effect.command for effect in effects if isinstance(effect, fx.Run)]
+
+
+def said(stage: CoordinatorStage, node: str, line: str) -> list[fx.Effect]:
+    return stage.handle(Heard(node, read(line.split(), JOB, 1)))
+
+
+def states(stage: CoordinatorStage) -> dict[str, str]:
+    return {job: run.state.state for job, run in stage.coordinator.runs.items()}
+
+
+def test_a_second_job_waits_and_leaves_the_vault_alone() -> None:
+    stage = CoordinatorStage({})
+    assert not commands(stage.handle(Submit("k", SPEC, 2)))
+    assert states(stage) == {JOB: "running", "k": "queued"}
+    stage.handle(EngineSaid(e.PeersKnown(stage.coordinator.runs[JOB].ctx.roster.keys_number)))
+    assert stage.coordinator.runs["k"].ctx.roster.vault_number == -1
+
+    stage.handle(Heard("w1", m.LeaseFailed(JOB, 1, (), "its task is wrong", True)))
+    effects = stage.handle(Tick(0))
+    assert states(stage) == {JOB: "failed", "k": "preparing"}
+    assert any(isinstance(c, e.PrepareJob) and c.job == "k" for c in commands(effects))
+
+
+def test_a_job_that_failed_while_it_was_prepared_is_prepared_again_when_resumed() -> None:
+    stage = CoordinatorStage({})
+    stage.handle(Submit("k", SPEC, 2))
+    stage.handle(Cancel(JOB, 3))
+    stage.handle(Tick(0))
+    stage.handle(EngineSaid(e.Failed("prepare", "k", "no such column", False, True)))
+    assert states(stage)["k"] == "failed"
+    effects = [*stage.handle(Resume("k", 4)), *stage.handle(Tick(0))]
+    assert states(stage)["k"] == "preparing"
+    assert any(isinstance(c, e.PrepareJob) for c in commands(effects))
+
+
+def test_a_preparer_that_was_killed_is_started_again_but_not_for_ever() -> None:
+    stage = CoordinatorStage({})
+    stage.handle(Cancel(JOB, 2))
+    stage.handle(Submit("k", SPEC, 2))
+    for _ in range(4):
+        effects = stage.handle(EngineSaid(e.Failed("prepare", "k", "killed", True, False)))
+        assert any(isinstance(c, e.PrepareJob) for c in commands(effects))
+    stage.handle(EngineSaid(e.Failed("prepare", "k", "killed", True, False)))
+    assert states(stage)["k"] == "failed"
+
+
+def test_stopping_saves_what_was_committed_and_commits_nothing_more() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    said(stage, "w1", "UpdateReady update=a leases=[1] base=0")
+    said(stage, "s1", "Staged shard=0 update=a")
+    said(stage, "w1", "UpdateReady update=b leases=[2] base=0")
+    effects = stage.handle(Stop())
+    assert any(isinstance(f, fx.Send) and isinstance(f.message, m.WritePart) for f in effects)
+    said(stage, "s1", "Staged shard=0 update=b")
+    assert stage.coordinator.unsaved() == [JOB]
+    assert stage.coordinator.runs[JOB].state.version == 1
+    said(stage, "s1", "PartWritten shard=0 version=1")
+    stage.handle(EngineSaid(e.Sealed(JOB, 1, "d", 1)))
+    assert stage.coordinator.unsaved() == []
+
+
+def test_a_revoked_node_is_refused() -> None:
+    stage = CoordinatorStage({})
+    stage.coordinator.revoked["w1"] = "its disk was stolen"
+    effects = said(stage, "w1", "BaseWanted lease=1")
+    assert [type(f) for f in effects[:2]] == [fx.Send, fx.Close]
+
+
+def test_a_stranger_and_a_silent_node_are_not_believed() -> None:
+    stage = CoordinatorStage({})
+    assert said(stage, "nobody", "BaseWanted lease=1") == []
+    stage.now += 60 * S
+    effects = stage.handle(Tick(stage.now))
+    assert {f.node for f in effects if isinstance(f, fx.Close)} == {"w1", "w2", "s1"}
+    assert said(stage, "w1", "BaseWanted lease=1") == []
+
+
+def test_a_finished_job_calls_its_machines_back() -> None:
+    stage = CoordinatorStage({})
+    stage.handle(Cancel(JOB, 2))
+    effects = stage.event(["hello", "w1", "WorkerStatus", "phase=idle"])
+    assert any(isinstance(f, fx.Send) and isinstance(f.message, m.Leave) for f in effects)
