@@ -110,7 +110,11 @@ def proof(samples: int, step_ms: float, replication: int) -> dict[str, Any]:
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
     with two_machines(tmp_path) as (a, b):
         a.start("up", "-m", "medley", "up", "--workers", "1")
-        until(lambda: "medley join" in a.said("up") or a.started[0].poll() is not None, what="the line to join with")
+        until(
+            lambda: "medley join" in a.said("up") or a.started[0].poll() is not None,
+            deadline_s=DEADLINE_S,
+            what="the line to join with",
+        )
         yield Fleet(a, b)
 
 
@@ -120,7 +124,7 @@ def test_training_goes_on_while_strangers_are_refused(fleet: Fleet) -> None:
     assert first is not None, fleet.a.said("up")
     fleet.join(fleet.b, "left", first[0], "--allow-code")
     fleet.join(fleet.b, "right", fleet.token(), "--allow-code")
-    until(lambda: len(fleet.told("joined: ")) == 3, deadline_s=60, what="two machines from afar and one here")
+    until(lambda: len(fleet.told("joined: ")) == 3, deadline_s=DEADLINE_S, what="two machines from afar and one here")
     wrong = replace(parse_token(fleet.token()), secret="x" * 43).text()
     foreign = Authority.open(fleet.b.room, SystemClock().wall_ns())
     other, _ = create_token(foreign.certificate_pem, ["10.77.0.1:7071"], SystemClock().wall_ns())
@@ -131,7 +135,7 @@ def test_training_goes_on_while_strangers_are_refused(fleet: Fleet) -> None:
     assert vault is not None
 
     job = fleet.submit(samples=12288, step_ms=100)
-    until(lambda: fleet.commits(job) > 2, deadline_s=60, what="training")
+    until(lambda: fleet.commits(job) > 2, deadline_s=DEADLINE_S, what="training")
     ports = ("7070", "7071", vault[1], str(int(vault[1]) + 1))  # and that of a shard
     knocking = fleet.b.run(str(HERE / "strangers.py"), "10.77.0.1", str(fleet.b.room / "impostor.pem"), *ports)
     assert knocking.stdout == "knocked at 4 ports\n", knocking.stderr
@@ -164,15 +168,15 @@ def test_a_coordinator_is_found_without_an_address(fleet: Fleet) -> None:
 def test_a_machine_whose_cable_was_pulled_comes_back(fleet: Fleet, replication: int) -> None:
     for label in ("left", "right"):
         fleet.join(fleet.b, label, fleet.token(), "--allow-code")
-    until(lambda: len(fleet.told("joined: ")) == 3, deadline_s=60, what="all machines")
+    until(lambda: len(fleet.told("joined: ")) == 3, deadline_s=DEADLINE_S, what="all machines")
     job = fleet.submit(samples=8192, step_ms=40, replication=replication)
     for _ in range(2):
         before, gone, back = fleet.commits(job), len(fleet.told("lost: ")), len(fleet.told("joined: "))
-        until(lambda b=before: fleet.commits(job) > b + 2, deadline_s=60, what="training")  # type: ignore[misc]
+        until(lambda b=before: fleet.commits(job) > b + 2, deadline_s=DEADLINE_S, what="training")  # type: ignore[misc]
         fleet.b.cable("down")
-        until(lambda g=gone: len(fleet.told("lost: ")) >= g + 2, deadline_s=60, what="two lost")  # type: ignore[misc]
+        until(lambda g=gone: len(fleet.told("lost: ")) >= g + 2, deadline_s=DEADLINE_S, what="two lost")  # type: ignore[misc]
         fleet.b.cable("up")
-        until(lambda b=back: len(fleet.told("joined: ")) >= b + 2, deadline_s=60, what="both back")  # type: ignore[misc]
+        until(lambda b=back: len(fleet.told("joined: ")) >= b + 2, deadline_s=DEADLINE_S, what="both back")  # type: ignore[misc]
     fleet.finish(job)
 
 
@@ -180,9 +184,9 @@ def test_a_machine_whose_cable_was_pulled_comes_back(fleet: Fleet, replication: 
 def test_a_revoked_machine_is_out_and_the_job_goes_on(fleet: Fleet) -> None:
     for label in ("left", "right"):
         fleet.join(fleet.b, label, fleet.token(), "--allow-code")
-    until(lambda: len(fleet.told("joined: ")) == 3, deadline_s=60, what="all machines")
+    until(lambda: len(fleet.told("joined: ")) == 3, deadline_s=DEADLINE_S, what="all machines")
     job = fleet.submit(samples=4096, step_ms=40)
-    until(lambda: fleet.commits(job) > 2, deadline_s=60, what="training")
+    until(lambda: fleet.commits(job) > 2, deadline_s=DEADLINE_S, what="training")
     (node,) = [one["node"] for one in fleet.medley("nodes")["nodes"] if one["node"].startswith("left-")]
     fleet.medley("nodes", "revoke", node, "--reason", "given away")
     until(lambda: "given away" in (fleet.b.room / "left" / "node.jsonl").read_text(), what="the reason")

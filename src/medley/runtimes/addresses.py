@@ -7,6 +7,7 @@ dial.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from medley.transports.discovery import reachable_addresses
 
 LOOPBACK = "127.0.0.1"
 _DISCARD = 9
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}")
 
 
 def is_loopback(host: str) -> bool:
@@ -50,7 +52,13 @@ def address_of(host: str, port: int) -> str:
 
 
 def advertised(host: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names under which others reach a coordinator that listens at `host`, best first; loopback if nobody else does."""
+    """Names under which others reach a coordinator that listens at `host`, best first; loopback if nobody else does.
+
+    Raises UserError for a wanted one that is neither an address nor a host name.
+    """
+    for name in wanted:
+        if not _HOST.fullmatch(name):
+            raise UserError(f"'{name}' cannot be advertised: write a host name or an IP address, without a port")
     if wanted:
         return tuple(wanted)
     if is_loopback(host):

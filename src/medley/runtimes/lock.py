@@ -19,7 +19,7 @@ class Lock:
         """Raises UserError: with the sentence `taken` when another process holds it, or when it cannot be written."""
         self._taken = taken
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise UserError(f"{path.parent} cannot be used ({error.strerror}); choose another with --dir") from None

@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from medley.protocol.errors import MedleyError, UserError
-from medley.runtimes.addresses import is_loopback, reachable_here
+from medley.runtimes.addresses import advertised, is_loopback, reachable_here
+from medley.runtimes.children.environment import PORTS, ports
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.coordinator import CoordinatorOptions
 from medley.runtimes.lifeline import on_stop
@@ -109,6 +110,7 @@ class LocalPool:
     def __init__(self, options: UpOptions) -> None:
         self.options = options
         self.problem = ""
+        self.ports = "" if is_loopback(options.host) else os.environ.get(PORTS, options.tensor_ports)
         self._stop = asyncio.Event()
         self.supervisor = Supervisor(options.directory / "logs", self._gave_up)
 
@@ -128,6 +130,8 @@ class LocalPool:
         directory = self.options.directory
         if not self.options.encrypt and not is_loopback(self.options.host):
             raise UserError(f"{self.options.host} reaches other machines, so encryption must stay on")
+        advertised(self.options.host, self.options.advertised)
+        ports(self.ports)
         lock = Lock(
             directory / "lock", f"a coordinator runs already in {directory}; use it, stop it, or choose another --dir"
         )
@@ -169,7 +173,7 @@ class LocalPool:
             options.encrypt,
             options.announce,
             options.url,
-            "" if is_loopback(options.host) else options.tensor_ports,
+            self.ports,
         )
         path = options.directory / "coordinator.json"
         path.write_bytes(msgspec.json.encode(wanted, enc_hook=str))
@@ -219,7 +223,7 @@ class LocalPool:
             threads=max(1, cores // max(1, options.workers)),
             allow_code=options.allow_code,
             tensor_host=reachable_here(options.host, options.advertised),
-            tensor_ports="" if is_loopback(options.host) else options.tensor_ports,
+            tensor_ports=self.ports,
             encrypt=options.encrypt,
         )
         now_ns = SystemClock().wall_ns()

@@ -23,9 +23,9 @@ def encrypted() -> bool:
     return os.environ.get(ENCRYPT, "1") != "0"
 
 
-def ports() -> range:
+def ports(wanted: str | None = None) -> range:
     """Ports for tensor sockets, as "7080-7179"; empty: whatever the system gives. Raises UserError."""
-    wanted = os.environ.get(PORTS, "")
+    wanted = os.environ.get(PORTS, "") if wanted is None else wanted
     if not wanted:
         return range(0)
     first, dash, last = wanted.partition("-")
