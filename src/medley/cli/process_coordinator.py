@@ -57,8 +57,15 @@ def main() -> None:
     try:
         asyncio.run(serve(options))
     except* (UserError, Fenced, StoreFull) as errors:
-        print("; ".join(str(e) for e in errors.exceptions), file=sys.stderr, flush=True)
+        print("; ".join(_sentences(errors)), file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+def _sentences(error: BaseException) -> list[str]:
+    """What every error in a group of groups says."""
+    if isinstance(error, BaseExceptionGroup):
+        return [sentence for inner in error.exceptions for sentence in _sentences(inner)]
+    return [str(error)]
 
 
 def _here(address: str) -> str:
