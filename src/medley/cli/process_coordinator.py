@@ -20,7 +20,8 @@ from medley.observe.failpoints import describe_process
 from medley.protocol.errors import UserError
 from medley.runtimes.addresses import address_of, dialled_here, split
 from medley.runtimes.coordinator import CoordinatorHost, CoordinatorOptions
-from medley.runtimes.lifeline import die_with_supervisor, on_stop
+from medley.runtimes.lifeline import die_with_supervisor, leave, on_stop
+from medley.runtimes.supervisor import MISTAKE
 from medley.store.errors import Fenced, StoreFull
 from medley.transports.identity.authority import SERVER_LIFE_S
 from medley.transports.identity.credentials import write_private
@@ -58,7 +59,8 @@ def main() -> None:
         asyncio.run(serve(options))
     except* (UserError, Fenced, StoreFull) as errors:
         print("; ".join(_sentences(errors)), file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        leave(MISTAKE)
+    leave(0)
 
 
 def _sentences(error: BaseException) -> list[str]:

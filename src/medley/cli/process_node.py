@@ -13,8 +13,9 @@ import msgspec
 from medley.observe import logs
 from medley.observe.failpoints import describe_process
 from medley.protocol.errors import UserError
-from medley.runtimes.lifeline import die_with_supervisor, on_stop
+from medley.runtimes.lifeline import die_with_supervisor, leave, on_stop
 from medley.runtimes.node import NodeHost, NodeOptions
+from medley.runtimes.supervisor import MISTAKE
 from medley.transports.identity import Credentials
 
 
@@ -37,7 +38,8 @@ def main() -> None:
         asyncio.run(serve(options, Credentials.load(sys.argv[2])))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        leave(MISTAKE)
+    leave(0)
 
 
 def _path(kind: type, value: object) -> object:

@@ -23,7 +23,7 @@ from medley.transports.control.operator import OperatorClient
 from medley.transports.identity import Credentials
 
 WATCHDOG = "medley.cli.process_up"
-START_S = 60.0
+START_S = 120.0
 END_S = 90.0
 
 

@@ -29,7 +29,7 @@ from medley.transports.identity import Authority, Credentials
 
 COORDINATOR = "medley.cli.process_coordinator"
 NODE = "medley.cli.process_node"
-READY_S = 30.0
+READY_S = 90.0
 TENSOR_PORTS = "7080-7179"
 
 
