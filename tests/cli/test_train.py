@@ -71,16 +71,16 @@ def test_the_result_is_called_by_its_job_where_ask_finds_it_so(
 
 
 def test_a_job_that_was_not_prepared_yet_gets_its_size_later(cli: Cli, canned: Canned, job_file: str) -> None:
-    answers = iter([{**JOB, "state": "preparing", "total": 0, "samples": 0}, JOB])
+    answers = iter([{**JOB, "state": "preparing", "total": 0, "samples": 0}, JOB, DONE])
     canned.answers["job"] = lambda body: {"job": next(answers)}
-    ends(canned, DONE, {"kind": "state", "state": "running", "reason": ""}, {"kind": "heldout", **HELDOUT})
+    canned.events = [{"kind": "state", "state": "running", "reason": ""}, {"kind": "heldout", **HELDOUT}]
     assert "64/128 samples | loss 3.25 | held-out 3.5" in cli("train", job_file)[1]
 
 
 def test_a_rollback_is_counted_back(cli: Cli, canned: Canned, job_file: str) -> None:
-    answers = iter([{**JOB, "samples": 96, "version": 3}, JOB])
+    answers = iter([{**JOB, "samples": 96, "version": 3}, JOB, DONE])
     canned.answers["job"] = lambda body: {"job": next(answers)}
-    ends(canned, DONE, {"kind": "placement", "reason": "lab-2 is gone"}, {"kind": "heldout", **HELDOUT})
+    canned.events = [{"kind": "placement", "reason": "lab-2 is gone"}, {"kind": "heldout", **HELDOUT}]
     assert "64/128 samples" in cli("train", job_file)[1]
 
 

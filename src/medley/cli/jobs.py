@@ -49,6 +49,8 @@ def show(asking: Asking, job: str) -> None:
 @asks
 def logs(asking: Asking, job: str, follow: bool) -> None:
     """The history of one job, oldest first: commits, evaluations, checkpoints, decisions."""
+    from medley.jobs.listening import events
+
     with asking.client() as client:
         answer = client.ask("job", {"job": job})
         name = answer["job"]["job"]
@@ -60,7 +62,7 @@ def logs(asking: Asking, job: str, follow: bool) -> None:
         ]
         for entry in sorted(past, key=lambda one: (one.get("wall_ns", 0), one.get("elapsed_s", 0.0))):
             _log(asking, entry)
-        for event in client.follow("events", {"job": name}) if follow else ():
+        for event in events(client, name) if follow else ():
             _log(asking, event)
 
 

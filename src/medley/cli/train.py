@@ -147,10 +147,11 @@ def _follow(asking: Asking, client: OperatorClient, job: str, spec: JobSpec) -> 
 
 def _events(client: OperatorClient, job: str) -> Iterator[dict[str, Any]]:
     """Live events; a coordinator that goes away ends them like the job's end does, and `_patiently` tells which."""
+    from medley.jobs.listening import events
     from medley.protocol.errors import Unavailable
 
     try:
-        yield from client.follow("events", {"job": job})
+        yield from events(client, job)
     except Unavailable:
         return
 
