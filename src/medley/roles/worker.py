@@ -61,6 +61,8 @@ from medley.protocol.messages import (
 )
 
 REPEAT_NS = 2 * NS_PER_S  # how often an unanswered wish or report is said again
+FUTILE_NS = 60 * NS_PER_S  # an engine that still computes what was taken back so long ago hangs
+MEASURING_NS = 900 * NS_PER_S  # and so does one that measures for so long
 
 EnginePhase = Literal["down", "opening", "opened", "loading", "ready"]
 WorkPhase = Literal["idle", "wanting", "pulling", "computing", "measuring"]
@@ -99,6 +101,8 @@ class Worker:
     taken_base: Version = -1
     measure: Version = -1
     wanted_ns: int = 0
+    futile_ns: int = 0  # when the lease at hand was taken back
+    measuring_ns: int = 0  # when measuring began
     updates: int = 0
     address: EngineUp | None = None
 
@@ -246,6 +250,7 @@ class Worker:
         if self.current in gone or gone & set(self.taken):
             self.current = 0  # what is being computed is thrown away when it arrives
             self.taken = ()
+            self.futile_ns = now_ns
             if self.phase == "wanting":
                 self.phase = "idle"
         return effects + self._next(now_ns)
@@ -304,7 +309,7 @@ class Worker:
         lease = self.leases[self.current]
         self.updates += 1
         self.computing = update_id(self.node, self.boot, self.updates)
-        self.phase = "computing"
+        self.phase, self.futile_ns = "computing", 0
         self.taken, self.taken_base = self.carried, self.carried_base
         self._drop_carry()
         carry = bool(self.taken)
@@ -441,8 +446,10 @@ class Worker:
         return [Run(Pull(self.generation, self.measure))]
 
     def _repeat(self, now_ns: int) -> list[Effect]:
-        """Say again what nobody answered."""
+        """Say again what nobody answered; end an engine that will never answer."""
         effects: list[Effect] = []
+        if self._hangs(now_ns):
+            return [StopEngine(f"it hangs in {self.phase}")]
         if self.phase == "wanting" and now_ns - self.wanted_ns > REPEAT_NS:
             effects += self._want(now_ns)
         for update, pending in self.pending.items():
@@ -450,6 +457,13 @@ class Worker:
                 pending.said_ns = now_ns
                 effects += [Report(pending.report), Run(Push(self.generation, update))]
         return effects
+
+    def _hangs(self, now_ns: int) -> bool:
+        if self.phase == "measuring":
+            self.measuring_ns = self.measuring_ns or now_ns
+            return now_ns - self.measuring_ns > MEASURING_NS
+        self.measuring_ns = 0
+        return self.phase == "computing" and self.futile_ns > 0 and now_ns - self.futile_ns > FUTILE_NS
 
     def _forget(self) -> None:
         self.phase = "idle"
