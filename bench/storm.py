@@ -38,9 +38,9 @@ from medley.runtimes.local import Pool
 BLOCK = 1024
 MODES = ("sync", "async", "local-sgd")
 STEP_S = 0.05
-STALL_S = 120.0  # nothing moved although nothing was killed
+STALL_S = 180.0  # nothing moved although nothing was killed
 BETWEEN_S = 2.0  # mean time between random kills
-ARM_FIRST_S, ARM_LAST_S = 0.7, 6.0  # one more boundary of each side is armed after a commit, or after so long
+ARM_FIRST_S, ARM_LAST_S = 0.7, 20.0  # one more boundary of each side is armed after a commit, or after so long
 JOBS_MAX = 40
 # Passed only while a job begins or ends: armed before the first job is submitted.
 RARE = ("Submitted", "Prepared", "Leave", "StateChanged", "Placed")
