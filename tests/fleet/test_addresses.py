@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from medley.protocol.errors import UserError
+from medley.protocol.errors import PeerError, UserError
+from medley.protocol.messages import Address
 from medley.runtimes import addresses
 from medley.runtimes.children.environment import ports
 from medley.runtimes.lock import Lock
@@ -56,6 +57,28 @@ def test_a_range_of_ports() -> None:
     assert list(ports("7080-7082")) == [7080, 7081, 7082]
     assert list(ports("7080")) == [7080]
     assert list(ports("")) == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "key", "encrypted", "right"),
+    [
+        ("tcp://10.0.0.1:7080", "A" * 43 + "=", True, True),
+        ("tcp://10.0.0.1:7080", "", False, True),
+        ("tcp://10.0.0.1:7080", "", True, False),
+        ("tcp://10.0.0.1:7080", "A" * 43 + "=", False, False),
+        ("tcp://10.0.0.1:7080", "not a key", True, False),
+        ("tcp://0.0.0.0:7080", "A" * 43 + "=", True, False),
+        ("ipc:///etc/passwd:1", "A" * 43 + "=", True, False),
+        ("10.0.0.1:7080", "A" * 43 + "=", True, False),
+        ("tcp://10.0.0.1:0", "A" * 43 + "=", True, False),
+    ],
+)
+def test_what_a_machine_says_of_its_engine_is_checked(endpoint: str, key: str, encrypted: bool, right: bool) -> None:
+    if right:
+        addresses.check_address(Address(endpoint, key), encrypted)
+    else:
+        with pytest.raises(PeerError, match="no address of an engine"):
+            addresses.check_address(Address(endpoint, key), encrypted)
 
 
 def refusal(options: UpOptions) -> str:

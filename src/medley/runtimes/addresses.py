@@ -6,6 +6,7 @@ dial.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 import socket
@@ -13,10 +14,12 @@ from collections.abc import Sequence
 
 import psutil
 
-from medley.protocol.errors import UserError
+from medley.protocol.errors import PeerError, UserError
+from medley.protocol.messages import Address
 from medley.transports.discovery import reachable_addresses
 
 LOOPBACK = "127.0.0.1"
+KEY_NBYTES = 32
 _DISCARD = 9
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}")
 
@@ -49,6 +52,18 @@ def split(address: str) -> tuple[str, int]:
 def address_of(host: str, port: int) -> str:
     """The opposite of `split`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_address(address: Address, encrypted: bool) -> None:
+    """Raises PeerError unless a machine's engine can be dialled there, with a key exactly where the pool encrypts."""
+    try:
+        key = base64.b64decode(address.key, validate=True)
+        host, _ = split(address.endpoint)
+    except (ValueError, UserError):
+        key, host = b"", ""
+    right = len(key) == (KEY_NBYTES if encrypted else 0) and _HOST.fullmatch(host) and not is_everywhere(host)
+    if not right or not address.endpoint.startswith("tcp://"):
+        raise PeerError(f"'{address.endpoint[:80]}' with a key of {len(key)} bytes is no address of an engine")
 
 
 def advertised(host: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:

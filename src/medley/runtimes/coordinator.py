@@ -33,11 +33,11 @@ from medley.protocol.engine import Report as EngineReport
 from medley.protocol.errors import PeerError, UserError
 from medley.protocol.events import CoordinatorEvent, EngineSaid, Heard, Lost, Revoke, Stop, Tick
 from medley.protocol.ids import NS_PER_S, NodeId
-from medley.protocol.messages import Address
+from medley.protocol.messages import Address, EngineUp
 from medley.protocol.records import PoolRecord, Record
 from medley.protocol.wire import Envelope
 from medley.roles.coordinator import Coordinator
-from medley.runtimes.addresses import address_of, advertised, is_everywhere, is_loopback, split
+from medley.runtimes.addresses import address_of, advertised, check_address, is_everywhere, is_loopback, split
 from medley.runtimes.announce import announce
 from medley.runtimes.children.environment import PORTS
 from medley.runtimes.chronicle import Chronicle
@@ -52,6 +52,7 @@ from medley.transports.identity import Authority, peer_identity
 RECORDS = Codec(Record)
 POOL = "pool"
 TICK_S = 0.1
+EVENTS_MAX = 65_536  # that wait to be handled; far above what a fleet says in a second
 STOP_S = 60.0
 
 
@@ -300,6 +301,11 @@ class CoordinatorHost:
         self.log.info("node connected", node=node, boot=boot)
 
     def heard(self, node: NodeId, envelope: Envelope) -> None:
+        """A PeerError ends the stream. What other machines will be told to dial is checked here."""
+        if self._events.qsize() >= EVENTS_MAX:
+            raise PeerError("the coordinator has too much to read; connect again")
+        if isinstance(envelope.message, EngineUp):
+            check_address(envelope.message.address, self.options.encrypt)
         self.post(Heard(node, envelope.message), envelope.cause)
 
     def lost(self, node: NodeId, boot: str) -> None:
