@@ -66,7 +66,7 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
-class Revoke:
+class Expel:
     """A node is refused from now on; that is in the log already."""
 
     node: NodeId
@@ -78,6 +78,6 @@ class Stop:
     """Save everything and stop: a signal, or the end of a person's patience."""
 
 
-CoordinatorEvent = Tick | Heard | Lost | EngineSaid | Submit | Cancel | Resume | Revoke | Stop
+CoordinatorEvent = Tick | Heard | Lost | EngineSaid | Submit | Cancel | Resume | Expel | Stop
 NodeEvent = Tick | Told | EngineSaid
 Event = CoordinatorEvent | NodeEvent

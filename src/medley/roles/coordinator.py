@@ -26,10 +26,10 @@ from medley.protocol.events import (
     Cancel,
     CoordinatorEvent,
     EngineSaid,
+    Expel,
     Heard,
     Lost,
     Resume,
-    Revoke,
     Stop,
     Submit,
     Tick,
@@ -103,7 +103,7 @@ class Coordinator:
                 out = self._cancel(event)
             case Resume():
                 out = self._resume(event)
-            case Revoke(node, reason):
+            case Expel(node, reason):
                 out = self._revoke(node, reason, now_ns)
             case Stop():
                 out = self._stop()

@@ -31,7 +31,7 @@ from medley.protocol.engine import (
 )
 from medley.protocol.engine import Report as EngineReport
 from medley.protocol.errors import PeerError, UserError
-from medley.protocol.events import CoordinatorEvent, EngineSaid, Heard, Lost, Revoke, Stop, Tick
+from medley.protocol.events import CoordinatorEvent, EngineSaid, Expel, Heard, Lost, Stop, Tick
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address, EngineUp
 from medley.protocol.records import PoolRecord, Record
@@ -157,7 +157,7 @@ class CoordinatorHost:
         self.role.revoked[node] = reason
         if self.server is not None:
             self.server.disconnect(node, f"{node} was revoked: {reason}")
-        self.post(Revoke(node, reason))
+        self.post(Expel(node, reason))
 
     async def _tick(self) -> None:
         deadline_ns = 0
