@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from tests.scenarios.notation import read
+from tests.scenarios.stages import JOB, CoordinatorStage, S, make_spec
+
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
 from medley.protocol import messages as m
 from medley.protocol.codec import text
 from medley.protocol.events import Cancel, EngineSaid, Heard, Resume, Stop, Submit, Tick
-from tests.scenarios.notation import read
-from tests.scenarios.stages import JOB, CoordinatorStage, S, make_spec
 
 SPEC = text(make_spec({}))
 

@@ -1,4 +1,4 @@
-"""The ledger against a set: whatever is leased, returned, committed or rolled back, every position is somewhere once."""
+"""The ledger against a set: whatever is leased, returned, committed or rolled back, a position is in one place."""
 
 from __future__ import annotations
 

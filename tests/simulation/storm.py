@@ -13,7 +13,7 @@ from tests.simulation.kernel import MS, S
 from tests.simulation.nodes import Node
 from tests.simulation.world import World
 
-from medley.protocol.events import Revoke
+from medley.protocol.events import Expel
 from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
 
 STORM_NS = 40 * S
@@ -91,7 +91,7 @@ class Storm:
             self._slow,
             self._damage,
             self._cancel,
-            self._revoke,
+            self._expel,
         ]
         for fault in faults:
             if self.random.random() < 0.5:
@@ -169,11 +169,11 @@ class Storm:
         if run is not None and len(run.state.checkpoints) > 1 and not vault.damaged:
             vault.damaged.add(run.state.checkpoints[-1].version)
 
-    def _revoke(self) -> None:
+    def _expel(self) -> None:
         """A machine beyond the two that a job needs is thrown out for good."""
         name = self.random.choice(sorted(self.world.nodes))
         if name not in ("n0", "n1") and self.random.random() < 0.3:
-            self.world.handle(Revoke(name, "its owner left"))
+            self.world.handle(Expel(name, "its owner left"))
 
     def _cancel(self) -> None:
         run = self.world.job
