@@ -149,6 +149,9 @@ def test_training_goes_on_while_strangers_are_refused(fleet: Fleet) -> None:
     log = (fleet.state / "logs" / "coordinator.jsonl").read_text()
     assert log.count("join refused") == 3  # the foreign token never reached the coordinator
     assert first[0] not in log and "PRIVATE KEY" not in log
+    errors = "".join(path.read_text() for path in (fleet.state / "logs").glob("*.err"))
+    assert "Handshake failed" in errors  # at the door and the control port
+    assert "refused a connection to the tensor port" in errors
     assert not fleet.told("vault ended|engine .* ended")
 
 
