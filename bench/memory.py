@@ -106,15 +106,15 @@ def measure(model: str, workers: int, commits: int) -> dict[str, Any]:
             watch = Watch(pool)
             spec = msgspec.to_builtins(job(model, workers))
             name = pool.operator.ask("submit", {"spec": spec})["job"]
-            saved, done = False, 0
+            saved, done = 0, 0
             for event in pool.operator.follow("events", {"job": name}):
-                saved = saved or event["kind"] == "checkpoint"
+                saved = event["nbytes"] if event["kind"] == "checkpoint" else saved
                 done += event["kind"] == "commit"
                 if saved and done >= commits:
                     break
             peaks = watch.stop()
             pool.operator.ask("cancel", {"job": name})
-        parameters = parameters_nbytes(Path(folder), name)
+    parameters = saved / 3  # a checkpoint holds them and Adam's two moments
     # parameters, Adam's two moments, one staged update of each worker (uncompressed), one pinned copy
     allowed = SHARD_FACTOR * parameters * (1 + 2 + workers + 1) + SHARD_EXTRA_MIB * MIB
     return {
@@ -127,21 +127,6 @@ def measure(model: str, workers: int, commits: int) -> dict[str, Any]:
         "parameters_mib": round(parameters / MIB),
         "ok": peaks["coordinator"] <= COORDINATOR_MIB * MIB and peaks["shard"] <= allowed,
     }
-
-
-def parameters_nbytes(root: Path, job: str) -> int:
-    """Bytes of the parameters alone, as checkpoint 0 holds them (it has no optimiser state)."""
-    from medley.protocol.codec import parse
-    from medley.protocol.plan import Plan
-    from medley.store.eventlog import EventLog
-
-    log = EventLog.open(f"sqlite:///{root / 'events.db'}")
-    try:
-        plans = [s.body for s in log.read() if s.stream == f"job/{job}" and s.kind == "Prepared"]
-    finally:
-        log.close()
-    plan = parse(json.loads(plans[0])["plan"], Plan)
-    return 4 * plan.layout().numel
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 The same engine, model and leases in one process; the two ways take turns, medians count. Padded batches hold --rows
 examples and are as wide as the longest of them. Prints one line of JSON:
 
-    python bench/packing.py [--data MedQuAD] [--context 1024] [--rows 16] [--rounds 5] [--threads 2] [--out FILE]
+    python bench/packing.py [--data MedQuAD] [--context 1024] [--rows 32] [--rounds 5] [--threads 2] [--out FILE]
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="a clone of MedQuAD (default: the built-in corpus)")
     parser.add_argument("--context", type=int, default=1024, help="tokens of a sequence (default 1024)")
     parser.add_argument("--batch", type=int, default=64, help="examples of a lease (default 64)")
-    parser.add_argument("--rows", type=int, default=16, help="examples of a padded batch (default 16)")
+    parser.add_argument("--rows", type=int, default=32, help="examples of a padded batch (default 32)")
     parser.add_argument("--max-samples", type=int, default=2000, help="examples read (default 2000)")
     parser.add_argument("--rounds", type=int, default=5, help="leases whose median counts, after one to warm up")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads (default: cores)")
