@@ -21,7 +21,7 @@ REGRESSIONS = {
     96: "a computation of an earlier generation ran after the reset",
     97: "an engine that loaded after a rollback pulled in the generation it was opened in",
 }
-BLOCKS = [range(start, start + 20) for start in range(1000, 1120, 20)]
+BLOCKS = [range(start, start + 10) for start in range(1000, 1120, 10)]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "local-sgd"])
