@@ -40,7 +40,7 @@ MODES = ("sync", "async", "local-sgd")
 STEP_S = 0.05
 STALL_S = 180.0  # nothing moved although nothing was killed
 BETWEEN_S = 2.0  # mean time between random kills
-ARM_FIRST_S, ARM_LAST_S = 0.7, 20.0  # one more boundary of each side is armed after a commit, or after so long
+ARM_FIRST_S, ARM_LAST_S = 0.7, 12.0  # one more boundary of each side is armed after a commit, or after so long
 JOBS_MAX = 40
 # Passed only while a job begins or ends: armed before the first job is submitted.
 RARE = ("Submitted", "Prepared", "Leave", "StateChanged", "Placed")
@@ -272,10 +272,15 @@ class Storm:
                 self.boundaries.arm(name)
 
     def _due(self, side: str, seen: dict[str, Any], now: float) -> bool:
-        """When something was committed since the last time, or after a while: a storm, not a siege."""
+        """When something was committed since the last time; or, while nothing hangs over this side, after a while.
+
+        A storm, not a siege: a machine that is busy with other things needs its time to bring a process back.
+        """
         mark, since = self.armed_at.get(side, (None, 0.0))
         present = (seen.get("generation"), seen.get("version"))
-        if now - since < ARM_FIRST_S or (present == mark and now - since < ARM_LAST_S):
+        patience = ARM_FIRST_S if present != mark else ARM_LAST_S
+        waits = {n for n in self.boundaries.armed - self.boundaries.fired() if n.startswith(side)}
+        if now - since < patience or (present == mark and waits):
             return False
         self.armed_at[side] = (present, now)
         return True
