@@ -66,7 +66,7 @@ def spec(mode: str, samples: int, replication: int) -> dict[str, Any]:
         "data": {"source": "task"},
         "train": {
             "aggregation": "sum",
-            "batch_samples": 16,
+            "batch_samples": 16 // steps,
             "optimizer": optimizer,
             "outer": {"kind": "sgd", "lr": 1.0},
             "sync": sync,
