@@ -95,7 +95,7 @@ class WorkerHost:
             case ResetWorker(generation):
                 self._generation = generation
                 if self._engine is not None:
-                    self._engine.reset()
+                    self._start(self._do(self._engine.reset))  # on its thread: after what runs, before what comes
             case Prefetch(_, span, steps):
                 if self._engine is not None:
                     self._engine.prefetch(span, steps)
@@ -147,7 +147,9 @@ class WorkerHost:
         if problem:
             self._link.send(Failed("pull", str(version), problem, False, False))
             return
-        self.engine.arrived(version, base)
+        if generation != self._generation:
+            return
+        await self._do(lambda: self.engine.arrived(version, base))
         self._link.send(Pulled(generation, version, base.flat.nbytes))
 
     async def _pull_shard(self, route: Route, generation: int, version: int, base: Base) -> None:
@@ -166,19 +168,23 @@ class WorkerHost:
     # -- work -------------------------------------------------------------------------------------------------
 
     async def _compute(self, command: Compute) -> None:
-        assert self.engine.version == command.base, "the role commands work on the base that it saw arrive"
+        generation = self._generation
         try:
-            outcome = await self._do(
-                lambda: self.engine.compute(
-                    command.update, command.span, command.steps, command.lr, command.carry, self._moves
-                )
-            )
+            outcome = await self._do(lambda: self._compute_if_wanted(command, generation))
         except Exception as error:
             memory, fatal = is_out_of_memory(error), isinstance(error, UserError)
             reason = str(error) if fatal else f"{type(error).__name__}: {error}"
             self._link.send(Failed("compute", command.update, reason, memory, fatal))
         else:
             self._link.send(_computed(command.update, outcome))
+
+    def _compute_if_wanted(self, command: Compute, generation: int) -> Outcome:
+        """On the engine's thread. A rollback while the command waited there makes it meaningless."""
+        if generation != self._generation or self.engine.version != command.base:
+            raise ValueError(f"base {command.base} is not here any more")
+        return self.engine.compute(
+            command.update, command.span, command.steps, command.lr, command.carry, self._moves
+        )
 
     def _moves(self) -> bool:
         """Called by the engine for every micro-batch: the proof that it moves."""
