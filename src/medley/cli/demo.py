@@ -28,7 +28,7 @@ SHOWN = 5
 
 
 @click.command("demo", epilog=EPILOG)
-@click.option("--minutes", type=click.FloatRange(0.1, 600), default=3.0, show_default=True, help="Training time.")
+@click.option("--minutes", type=click.FloatRange(0.1, 600), default=4.0, show_default=True, help="Training time, at most.")
 @click.option("--workers", type=click.IntRange(1, 16), default=3, show_default=True, help="Worker processes.")
 @click.option("--stay", is_flag=True, help="Keep the page and the API up afterwards, until Ctrl-C.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write a report to this file ('-': stdout).")
