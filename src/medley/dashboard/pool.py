@@ -22,8 +22,7 @@ from medley.dashboard.feed import Broadcast, Events
 from medley.dashboard.routes import OPEN_PATHS, make_routes
 from medley.jobs.operator import Operator
 from medley.observe.metrics import CONTENT_TYPE
-from medley.protocol.errors import UserError
-from medley.protocol.ids import NS_PER_MS, NS_PER_S
+from medley.protocol.ids import NS_PER_MS
 from medley.runtimes.coordinator import CoordinatorHost
 from medley.serving.guard import Guard
 from medley.serving.server import bind
@@ -175,7 +174,7 @@ async def serve_page(host: CoordinatorHost, operator: Operator) -> AsyncIterator
     app = Starlette(routes=[*make_routes(feed), Route("/metrics", metrics)])
     sock = bind("127.0.0.1", host.options.http_port)
     address = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    guarded = Guard(app, "", ("127.0.0.1", "localhost"), open_paths=OPEN_PATHS)
+    guarded = Guard(app, open_paths=OPEN_PATHS)  # loopback only: no key
     config = uvicorn.Config(guarded, log_config=None, lifespan="off", access_log=False)
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
@@ -192,5 +191,3 @@ async def serve_page(host: CoordinatorHost, operator: Operator) -> AsyncIterator
             with contextlib.suppress(asyncio.CancelledError):
                 await serving
 
-
-__all__ = ["NS_PER_S", "PoolFeed", "UserError", "serve_page"]
