@@ -17,7 +17,7 @@ from medley.dashboard.pool import serve_page
 from medley.jobs.operator import Operator
 from medley.observe import logs
 from medley.observe.failpoints import describe_process
-from medley.protocol.errors import UserError
+from medley.protocol.errors import Damaged, FrameError, UserError
 from medley.runtimes.addresses import address_of, dialled_here, split
 from medley.runtimes.coordinator import CoordinatorHost, CoordinatorOptions
 from medley.runtimes.lifeline import die_with_supervisor, leave, on_stop
@@ -29,7 +29,7 @@ from medley.transports.identity.credentials import write_private
 
 async def serve(options: CoordinatorOptions) -> None:
     """Run until stopped."""
-    host = CoordinatorHost(options)
+    host = _opened(options)
     operator = Operator(host)
     operator_pem = host.authority.enrol("operator", "operator", host.clock.wall_ns(), SERVER_LIFE_S)
     operator_pem.save(options.directory / "operator.pem")
@@ -48,6 +48,17 @@ async def serve(options: CoordinatorOptions) -> None:
             write_private(options.directory / "address.json", json.dumps(where).encode())
 
         await host.run(operator, ready)
+
+
+def _opened(options: CoordinatorOptions) -> CoordinatorHost:
+    """The host with all that its log holds. Raises UserError for stored things that starting again cannot mend."""
+    try:
+        return CoordinatorHost(options)
+    except (FrameError, Damaged) as error:
+        raise UserError(
+            f"what is stored in {options.directory} cannot be read ({error}): put a copy of it back, "
+            "or start in another directory with --dir"
+        ) from error
 
 
 def main() -> None:
