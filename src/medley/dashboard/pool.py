@@ -172,7 +172,7 @@ async def serve_page(host: CoordinatorHost, operator: Operator) -> AsyncIterator
     answers = Answers(host.options.directory)
     feed = PoolFeed(host, operator, answers)
     app = Starlette(routes=[*make_routes(feed), Route("/metrics", metrics)])
-    sock = bind("127.0.0.1", host.options.http_port)
+    sock = bind("127.0.0.1", host.options.http_port, "--http-port")
     address = f"http://127.0.0.1:{sock.getsockname()[1]}"
     guarded = Guard(app, open_paths=OPEN_PATHS)  # loopback only: no key
     config = uvicorn.Config(guarded, log_config=None, lifespan="off", access_log=False)

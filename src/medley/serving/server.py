@@ -21,13 +21,13 @@ STOP_TIMEOUT_S = 5
 KEEP_ALIVE_S = 30
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises UserError when the address cannot be had."""
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises UserError, which names `option`, when it cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS_MAX)
     except OSError as error:
-        raise UserError(_cannot_bind(host, port, error)) from error
+        raise UserError(_cannot_bind(host, port, option, error)) from error
 
 
 def url_of(sock: socket.socket) -> str:
@@ -67,12 +67,12 @@ def _signals_end_quietly() -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _cannot_bind(host: str, port: int, error: OSError) -> str:
+def _cannot_bind(host: str, port: int, option: str, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"port {port} on {host} is in use: choose another one with --port, or --port 0 for a free one"
+            return f"port {port} on {host} is in use: choose another one with {option}, or {option} 0 for a free one"
         case errno.EACCES:
-            return f"port {port} on {host} needs rights you do not have: choose a port above 1023 with --port"
+            return f"port {port} on {host} needs rights you do not have: choose a port above 1023 with {option}"
         case errno.EADDRNOTAVAIL:
             return f"{host} is not an address of this machine: try 127.0.0.1"
     return f"cannot serve on {host}:{port}: {error.strerror or error}"
