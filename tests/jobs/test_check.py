@@ -80,13 +80,15 @@ def test_local_steps_belong_to_local_sgd() -> None:
     check(job(("train.sync.mode", "async")))
 
 
-def test_deterministic_wants_sync_no_compression_and_slots() -> None:
+def test_deterministic_wants_what_no_machine_decides_for_itself() -> None:
     deterministic = ("train.deterministic", True)
     slots = ("train.sync.slots", 4)
     assert "set it to 4, for instance" in refused(deterministic)
     assert "set train.sync.mode to 'sync'" in refused(deterministic, slots, ("train.sync.mode", "async"))
     assert "set train.compression.kind to 'none'" in refused(deterministic, slots, ("train.compression.kind", "int8"))
-    check(job(deterministic, slots))
+    assert "max_minutes to 0" in refused(deterministic, slots, ("train.max_minutes", 2))
+    assert "set model.dtype to 'fp32' or 'bf16'" in refused(deterministic, slots)
+    check(job(deterministic, slots, ("model.dtype", "fp32")))
 
 
 def test_a_task_and_its_data_come_together() -> None:

@@ -221,6 +221,16 @@ def _deterministic(spec: JobSpec) -> Iterator[str]:
             "train.deterministic is true, but train.sync.slots is 0, so a round's size would follow the number of "
             "workers: set it to 4, for instance"
         )
+    if train.max_minutes:
+        yield (
+            f"train.deterministic is true, but train.max_minutes is {train.max_minutes:g}, so the machines' speed would "
+            "decide where it ends: set train.epochs, and max_minutes to 0"
+        )
+    if spec.model.dtype == "auto":
+        yield (
+            "train.deterministic is true, but model.dtype is 'auto', which each machine decides for itself: "
+            "set model.dtype to 'fp32' or 'bf16'"
+        )
 
 
 _RULES: tuple[Callable[[JobSpec], Iterator[str]], ...] = (
