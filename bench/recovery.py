@@ -32,8 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.killing import kill, processes
 from bench.storm import spec
 
+from medley.protocol.codec import parse
 from medley.protocol.messages import Span
-from medley.protocol.records import Aborted, Committed, Leased, Placed, Returned
+from medley.protocol.records import Aborted, Committed, Leased, Placed, Returned, Snapshot
+from medley.roles.state import RunState
 from medley.runtimes.coordinator import RECORDS
 from medley.runtimes.local import Pool
 
@@ -79,6 +81,9 @@ class Log:
                         self.held.pop(lease, None)
             case Placed():
                 self.held.clear()
+            case Snapshot():  # it stands for all before it, read or not
+                samples = parse(record.state, RunState).samples
+                self.held = {n: (h.node, h.span) for n, h in samples.leases.items()} if samples else {}
 
     def wait(self, wanted: Callable[[int, Any], bool], what: str) -> float:
         """When (monotonic) a wanted record was in the log."""
