@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_an_orderly_stop_saves_the_last_commit_and_a_later_start_goes_on(tmp_pat
         assert newest(it) == (state.version, [])
         it.start()
         proven(it)
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_in_a_terminal_saves_as_an_orderly_stop_does(tmp_path: Path) -> None:
+    """A terminal signals the whole process group; the pool's watchdog leads one of its own."""
+    spec = proof(1536, step_ms=60) | SMALL | {"checkpoint": {"every_s": 3600.0}}
+    with house(tmp_path / "pool", workers=2, shard_nodes=1) as it:
+        it.submit(spec)
+        it.until_version(4)
+        os.killpg(it.pool.pid, signal.SIGINT)
+        until(lambda: not it.alive(), deadline_s=LONG_S, what="the end of the pool")
+        it.pool.stop()
+        state = it.restored()
+        assert state.version >= 4
+        assert newest(it) == (state.version, [])
 
 
 @pytest.mark.timeout(300)

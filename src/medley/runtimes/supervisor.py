@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,9 @@ class Supervisor:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **child.environment},
+            # Ctrl-C in a terminal is for the whole group: nodes must outlive the coordinator's last checkpoint.
+            start_new_session=True,  # Windows has none and does not look at it
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         child.process = process
         async with asyncio.TaskGroup() as tasks:
