@@ -62,7 +62,7 @@ _RANGES: tuple[tuple[str, str, float, float, str], ...] = (
     ("placement.block_elements", "[", 1024, 1 << 28, "]"),
     ("checkpoint.every_s", "[", 0, _INF, ")"),
     ("checkpoint.every_commits", "[", 0, _INF, ")"),
-    ("checkpoint.keep", "[", 1, 1000, "]"),
+    ("checkpoint.keep", "[", 1, 50, "]"),
 )
 
 

@@ -19,14 +19,16 @@ from medley.engines.parts import join_parts, write_blocks
 from medley.engines.task import Task, load_task
 from medley.engines.train import TrainEngine
 from medley.models.dtype import choose_dtype
+from medley.policies.bounds import ADAPTERS, refusal
 from medley.policies.placement import assign_blocks
 from medley.protocol.codec import parse, text
 from medley.protocol.engine import Command, Exported, ExportJob, Failed, JobPrepared, PrepareJob, Report
-from medley.protocol.errors import MedleyError
+from medley.protocol.errors import MedleyError, UserError
 from medley.protocol.layout import Layout
 from medley.protocol.messages import Artifact
 from medley.protocol.plan import Plan
 from medley.protocol.spec import JobSpec
+from medley.protocol.wire import MAX_DOCUMENT_NBYTES
 from medley.runtimes.children.task import open_language_task
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import ChildLink
@@ -41,16 +43,30 @@ def prepare_job(command: PrepareJob) -> JobPrepared:
     with tempfile.TemporaryDirectory(prefix="medley-prepare-", dir=root) as folder:
         task, artifacts = _task(spec, Path(folder), ArtifactStore(root / "artifacts"))
         engine = TrainEngine(task, spec.train, spec.placement, choose_dtype("fp32"), SystemClock().now_ns)
+        plan = _plan(spec, task, engine, artifacts)
         _write_first_checkpoint(spec, command.job, engine, root, Path(folder))
+    return JobPrepared(command.job, plan)
+
+
+def _plan(spec: JobSpec, task: Task, engine: TrainEngine, artifacts: tuple[Artifact, ...]) -> str:
+    """What every machine is sent, as JSON. Raises UserError for parameters that would not fit through the limits."""
+    broken = refusal(engine.layout, spec.placement.block_elements, spec.placement.shards)
+    if broken:
+        raise UserError(broken)
     heldout = task.heldout()
-    plan = Plan(
-        spec=spec,
-        samples=len(task.dataset()),
-        heldout=len(heldout) if heldout is not None else 0,
-        tensors=engine.layout.tensors,
-        artifacts=artifacts,
+    plan = text(
+        Plan(
+            spec=spec,
+            samples=len(task.dataset()),
+            heldout=len(heldout) if heldout is not None else 0,
+            tensors=engine.layout.tensors,
+            artifacts=artifacts,
+        )
     )
-    return JobPrepared(command.job, text(plan))
+    if len(plan.encode()) > MAX_DOCUMENT_NBYTES:
+        count = len(engine.layout.tensors)
+        raise UserError(f"the model has {count} trainable tensors, too many to describe: set {ADAPTERS}")
+    return plan
 
 
 def _task(spec: JobSpec, folder: Path, store: ArtifactStore) -> tuple[Task, tuple[Artifact, ...]]:
