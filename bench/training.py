@@ -88,7 +88,7 @@ def bare(threads: int, samples: int) -> None:
         prepare_tokenizer(spec, prepare(spec.data, spec.train.seed, data), tokenizer)
         task = open_causal_lm(spec, data, tokenizer, torch.bfloat16)
         engine = TrainEngine(task, spec.train, spec.placement, torch.bfloat16, time.monotonic_ns)
-        optimizer = InnerOptimizer(spec.train.optimizer, engine.layout.numel, torch.device("cpu"))
+        optimizer = InnerOptimizer(spec.train.optimizer, engine.layout, torch.device("cpu"))
         optimizer.start(engine.initial())
         total, at = len(task.dataset()), 0
         print(json.dumps({"parameters": engine.layout.numel}), flush=True)

@@ -102,11 +102,11 @@ def test_adamw_over_segments_is_torchs_with_norms_spared():
 
 
 @pytest.mark.parametrize("outer", ["none", "sgd", "nesterov"])
-def test_local_sgd_steps_with_the_outer_optimiser_at_its_own_rate(outer: str):
+def test_local_sgd_steps_with_the_outer_optimiser_as_far_as_the_commit_counts(outer: str):
     shard = engine(Train(sync=Sync("local-sgd", 8), outer=Outer(outer, lr=0.5, momentum=0.9)))
     before = whole(shard, 0)
     commit(shard, 1, 1)
-    factor = {"none": 1.0, "sgd": 0.5, "nesterov": 0.5 * 1.9}[outer]
+    factor = LR * {"none": 1.0, "sgd": 0.5, "nesterov": 0.5 * 1.9}[outer]  # LR: how much the commit counts
     assert torch.allclose(whole(shard, 1), before - factor * update(1), atol=1e-5)
 
 

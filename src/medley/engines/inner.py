@@ -1,46 +1,47 @@
 """The optimiser that makes a worker's own steps between two updates, on one flat fp32 vector.
 
-AdamW: Loshchilov and Hutter, arXiv:1711.05101. Its state lives in the worker and outlasts a round, as in
-DiLoCo.
+The arithmetic is that of `optimizers`, as shards have it: decay is decoupled and spares norms and biases. Its
+state lives in the worker and outlasts a round, as in DiLoCo.
 """
 
 from __future__ import annotations
 
+from itertools import accumulate, groupby, pairwise
+
 import torch
 from torch import Tensor
 
+from medley.engines.optimizers import Step, decays, make_optimizer
+from medley.protocol.layout import Layout
 from medley.protocol.spec import Optimizer
 
 
 class InnerOptimizer:
-    """`values` is the local vector, fp32 [numel]."""
+    """`values` is the local vector, fp32 [numel of `layout`]."""
 
-    def __init__(self, options: Optimizer, numel: int, device: torch.device) -> None:
-        self._parameter = torch.nn.Parameter(torch.zeros(numel, device=device))
-        self._optimizer = _made(options, self._parameter)
-
-    @property
-    def values(self) -> Tensor:
-        return self._parameter.data
+    def __init__(self, options: Optimizer, layout: Layout, device: torch.device) -> None:
+        self.values = torch.zeros(layout.numel, device=device)
+        self._optimizer = make_optimizer(options)
+        self._state = {slot: torch.zeros_like(self.values) for slot in self._optimizer.slots}
+        self._room = torch.empty_like(self.values)
+        self._runs = _runs(layout)
+        self._steps = 0
 
     def start(self, base: Tensor) -> None:
         """Begin a round from `base`; moments are kept."""
-        self._parameter.data.copy_(base)
+        self.values.copy_(base)
 
     def step(self, gradient: Tensor, lr: float) -> None:
-        """One step along `gradient`, fp32 [numel]."""
-        self._optimizer.param_groups[0]["lr"] = lr
-        self._parameter.grad = gradient
-        self._optimizer.step()
+        """One step along `gradient`, fp32 [numel], which is scratch afterwards."""
+        self._steps += 1
+        for run, decay in self._runs:
+            theta = self.values[run]
+            state = {slot: values[run] for slot, values in self._state.items()}
+            self._optimizer.step(Step(theta, gradient[run], state, self._room[run], theta, self._steps, lr, decay))
 
 
-def _made(options: Optimizer, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-    match options.kind:
-        case "adamw":
-            return torch.optim.AdamW(
-                [parameter], options.lr, options.betas, options.eps, options.weight_decay, fused=True
-            )
-        case "sgd":
-            return torch.optim.SGD(
-                [parameter], options.lr, options.momentum, weight_decay=options.weight_decay, fused=True
-            )
+def _runs(layout: Layout) -> list[tuple[slice, bool]]:
+    """The vector cut where decay begins or ends."""
+    found = [(decay, sum(t.numel for t in alike)) for decay, alike in groupby(layout.tensors, decays)]
+    bounds = pairwise(accumulate((numel for _, numel in found), initial=0))
+    return [(slice(*ends), decay) for ends, (decay, _) in zip(bounds, found, strict=True)]

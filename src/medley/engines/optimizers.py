@@ -89,12 +89,12 @@ class SGD:
 
 @dataclass(frozen=True, slots=True)
 class Subtract:
-    """theta - update: the members' mean, whatever the rate."""
+    """theta - lr x update: at rate 1 the members' mean."""
 
     slots: tuple[str, ...] = ()
 
     def step(self, s: Step) -> None:
-        torch.sub(s.theta, s.update, out=s.out)
+        torch.sub(s.theta, s.update, alpha=s.lr, out=s.out)
 
 
 def make_optimizer(options: Optimizer) -> FlatOptimizer:

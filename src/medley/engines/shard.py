@@ -93,7 +93,7 @@ class ShardEngine:
         self._codec = make_codec(train.compression)
         self._rule = make_rule(train.aggregation)
         self._optimizer = make_shard_optimizer(train)
-        self._outer_lr = train.outer.lr if train.sync.mode == "local-sgd" else None
+        self._outer_lr = train.outer.lr if train.sync.mode == "local-sgd" and train.outer.kind != "none" else 1.0
         sizes = [self._codec.nbytes(b.numel) for b in self._blocks]
         ends = pairwise(accumulate(sizes, initial=0))
         self._where = {b.index: slice(*bounds) for b, bounds in zip(self._blocks, ends, strict=True)}
@@ -199,11 +199,12 @@ class ShardEngine:
     def apply(self, number: int, members: Sequence[tuple[str, float]], lr: float) -> None:
         """Make version `number` of these staged updates, (update id, weight) in commit order, and free them.
 
-        In local-sgd the rate is the outer optimiser's own and `lr` is not used. Raises ValueError, before
-        anything changes, when `number` is not the next version, or a member is absent, doubled or not finite.
+        In local-sgd the rate is the outer optimiser's own times `lr`, which the coordinator makes less than 1 for
+        a commit that should count less. Raises ValueError, before anything changes, when `number` is not the next
+        version, or a member is absent, doubled or not finite.
         """
         merged = self._members(number, members)
-        rate = lr if self._outer_lr is None else self._outer_lr
+        rate = lr * self._outer_lr
         for segment in self._segments:
             self._advance(segment, merged, rate)
         for update_id, _ in members:

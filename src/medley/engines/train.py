@@ -220,7 +220,7 @@ class TrainEngine:
         # A deterministic run must not depend on which leases this machine had before, so it starts afresh
         # each time.
         if self._inner is None or self._train.deterministic:
-            self._inner = InnerOptimizer(self._train.optimizer, self.layout.numel, self._flat.values.device)
+            self._inner = InnerOptimizer(self._train.optimizer, self.layout, self._flat.values.device)
         return self._inner
 
     def _accumulate(self, rows: list[Any], seed: int, should_stop: Callable[[], bool]) -> tuple[Sums, float]:

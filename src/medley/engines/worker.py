@@ -90,7 +90,8 @@ class WorkerEngine:
                 "this machine builds another model than the coordinator planned; install the same versions of medley "
                 "and transformers, and the same task, on all machines"
             )
-        self.half = dtype is torch.bfloat16 and train.sync.mode != "local-sgd"
+        self._means = train.sync.mode == "local-sgd"
+        self.half = dtype is torch.bfloat16 and not self._means
         self._codec = make_codec(train.compression)
         feeds = train.compression.kind != "none" and train.compression.feedback
         self._feedback = ErrorFeedback(self._layout.numel, train.compression.decay) if feeds else None
@@ -130,14 +131,23 @@ class WorkerEngine:
         assert self._base is not None, "a base arrives before work"
         self._train.load_base(self.version, self._base)
         result = self._train.run(_work(span, steps), lr, moves)
-        weight = result.weight
-        if carry and self._carry is not None:
-            result.update.add_(self._carry)
-            weight += self._carry_weight
-            self.drop_carry()
+        weight = self._with_carry(result) if carry and self._carry is not None else result.weight
         payloads = encode_update(result.update, self._layout.blocks, self._codec, self._feedback)
         self._kept[update] = Kept(payloads, weight)
         return Outcome(result, weight, self._feedback.norm() if self._feedback is not None else 0.0)
+
+    def _with_carry(self, result: Result) -> float:
+        """Join the carry to a fresh update; the weight of both. Gradients are sums, so they add; differences of
+        local-sgd are means, so each counts by its weight.
+        """
+        assert self._carry is not None
+        total = result.weight + self._carry_weight
+        if self._means and total > 0:
+            result.update.mul_(result.weight / total).add_(self._carry, alpha=self._carry_weight / total)
+        else:
+            result.update.add_(self._carry)
+        self.drop_carry()
+        return total
 
     def measure(self, samples: int) -> Evaluation:
         """Held-out loss of the base that arrived last."""
