@@ -82,3 +82,11 @@ def threads() -> Iterator[None]:
     yield
     torch.set_num_threads(before)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_deterministic_run_computes_with_one_thread_on_every_machine() -> None:
+    engine(PLAIN, threads=3)
+    assert torch.get_num_threads() == 3
+    engine(replace(PLAIN, deterministic=True), threads=3)
+    assert torch.get_num_threads() == 1

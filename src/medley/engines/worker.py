@@ -80,7 +80,7 @@ class WorkerEngine:
         train = plan.spec.train
         dtype = getattr(task, "dtype", torch.float32)
         self._train = TrainEngine(task, train, plan.spec.placement, dtype, now_ns)
-        if threads and not train.threads:
+        if threads and not train.threads and not train.deterministic:  # its sums must not depend on the machine
             torch.set_num_threads(threads)
         if micro_batch:
             self._train.micro_batch = min(self._train.micro_batch, micro_batch)
