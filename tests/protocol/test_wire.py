@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medley.protocol import medley_pb2, wire
+from medley.protocol.codec import Codec, text
 from medley.protocol.doors import Answer, JoinReply, JoinRequest, Question
 from medley.protocol.errors import FrameError
 from medley.protocol.messages import (
@@ -33,6 +34,7 @@ from medley.protocol.messages import (
     UpdateReady,
     Welcome,
 )
+from medley.protocol.records import HeldoutMeasured, Record
 
 MESSAGES = wire.members(FromNode | ToNode)
 DOORS = (JoinRequest, JoinReply, Question, Answer)
@@ -51,7 +53,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.builds(hint, **{name: values(kind) for name, kind in get_type_hints(hint).items()})
     plain = {
         int: INTS,
-        float: st.floats(allow_nan=False),
+        float: st.floats(allow_nan=False, allow_infinity=False),
         bool: st.booleans(),
         str: TEXTS,
         bytes: st.binary(max_size=50),
@@ -98,11 +100,21 @@ def test_a_damaged_message_is_refused_or_is_a_message(data: st.DataObject) -> No
     assert isinstance(envelope.message, MESSAGES)
 
 
-def test_nan_passes_through() -> None:
-    message = UpdateReady("j", 1, "n.b.1", (1,), 4, 3, 1.0, math.nan, math.inf, 1, 1, 0.1, 1, -math.inf, False)
-    back = wire.decode(wire.encode(message)).message
-    assert math.isnan(back.loss_sum)
-    assert (back.correct, back.residual_norm) == (math.inf, -math.inf)
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_crosses_in_no_direction(number: float) -> None:
+    message = UpdateReady("j", 1, "n.b.1", (1,), 4, 3, 1.0, number, 0.0, 1, 1, 0.1, 1, 0.0, False)
+    with pytest.raises(FrameError, match="'loss_sum' is not a finite number"):
+        wire.encode(message)
+    body = PB.UpdateReady(job="j", loss_sum=number)
+    with pytest.raises(FrameError, match="'loss_sum' is not a finite number"):
+        wire.decode(PB.Envelope(update_ready=body).SerializeToString())
+
+
+def test_the_log_takes_no_number_that_it_could_not_read_again() -> None:
+    with pytest.raises(FrameError, match="HeldoutMeasured"):
+        Codec(Record).to_json(HeldoutMeasured(1, math.nan, 1, 0.0, 0))
+    with pytest.raises(FrameError):
+        text(HeldoutMeasured(1, math.inf, 1, 0.0, 0))
 
 
 LIMIT = wire.MAX_TEXT_NBYTES

@@ -98,3 +98,12 @@ def test_a_finished_job_calls_its_machines_back() -> None:
     stage.handle(Cancel(JOB, 2))
     effects = stage.event(["hello", "w1", "WorkerStatus", "phase=idle"])
     assert any(isinstance(f, fx.Send) and isinstance(f.message, m.Leave) for f in effects)
+
+
+def test_a_measurement_that_is_not_a_number_is_no_measurement() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    ctx = stage.coordinator.runs[JOB].ctx
+    ctx.measuring, ctx.measuring_node = 0, "w1"
+    effects = stage.handle(Heard("w1", m.Evaluated(JOB, 1, 0, float("nan"), 10, 0.5)))
+    assert not [f for f in effects if isinstance(f, fx.Persist)]
+    assert (ctx.measuring, ctx.measure_failures, ctx.state.measured) == (-1, 1, -1)

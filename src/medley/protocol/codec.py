@@ -43,8 +43,9 @@ class Codec:
             raise FrameError(f"undecodable message: {error}") from None
 
     def to_json(self, value: Any) -> tuple[str, bytes]:
-        """(class name, JSON of the fields), as the event log stores them."""
-        return type(value).__name__, msgspec.json.encode(value)
+        """(class name, JSON of the fields), as the event log stores them. Raises FrameError for a number that is
+        not finite: JSON has no word for it, so the log could not be read again."""
+        return type(value).__name__, _json(value)
 
     def from_json(self, name: str, body: bytes) -> Any:
         try:
@@ -56,8 +57,8 @@ class Codec:
 
 
 def text(value: Any) -> str:
-    """Compact JSON of plain data."""
-    return msgspec.json.encode(value).decode()
+    """Compact JSON of plain data; FrameError for what could not be read again (a number that is not finite)."""
+    return _json(value).decode()
 
 
 def parse(data: str | bytes, kind: Any) -> Any:
@@ -66,6 +67,13 @@ def parse(data: str | bytes, kind: Any) -> Any:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise FrameError(f"undecodable {getattr(kind, '__name__', kind)}: {error}") from None
+
+
+def _json(value: Any) -> bytes:
+    body = msgspec.json.encode(value)
+    if b"null" in body:  # an absent value, or a number that is not finite: only reading it tells
+        parse(body, type(value))
+    return body
 
 
 def _members(union: Any) -> Iterable[type]:

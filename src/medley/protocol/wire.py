@@ -3,8 +3,8 @@
 The contract is generated from the dataclasses of `protocol.messages` (tools/make_proto.py), and so is this
 codec: one pair of closures per class, built once at import. Decoding is strict: sizes are checked before
 anything is parsed, an envelope holds exactly one body, nested messages are present, `Literal` values are
-allowed ones, strings and lists are bounded. Whatever fails raises `FrameError`, on both sides, so that a
-peer never hears what it would refuse.
+allowed ones, numbers are finite, strings and lists are bounded. Whatever fails raises `FrameError`, on both
+sides, so that a peer never hears what it would refuse.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from operator import attrgetter
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -209,7 +210,9 @@ def _check(name: str, hint: Any) -> Convert | None:
         return lambda value: _text(value, name, limit)
     if hint is bytes:
         return lambda value: _blob(value, name, limit)
-    if hint in (int, float, bool):
+    if hint is float:
+        return lambda value: _finite(value, name)
+    if hint in (int, bool):
         return None
     raise TypeError(f"the contract has no place for {hint!r} in field '{name}'")
 
@@ -227,6 +230,12 @@ def _text(value: str, name: str, limit: int) -> str:
     # A character is at most four bytes, so most strings need no second look.
     if len(value) * 4 > limit and len(value.encode()) > limit:
         raise FrameError(f"field '{name}' is over the limit of {limit} bytes")
+    return value
+
+
+def _finite(value: float, name: str) -> float:
+    if not isfinite(value):
+        raise FrameError(f"field '{name}' is not a finite number")
     return value
 
 

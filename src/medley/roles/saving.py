@@ -7,6 +7,8 @@ checkpoint of its last version, whether it is done or cancelled.
 
 from __future__ import annotations
 
+from math import isfinite
+
 from medley.protocol.codec import text
 from medley.protocol.effects import Compact
 from medley.protocol.engine import ExportJob, Failed, PrepareJob, SealCheckpoint, Sealed
@@ -102,7 +104,7 @@ def measurement_wanted(ctx: Context) -> bool:
 def measured(ctx: Context, node: NodeId, report: Evaluated) -> None:
     if report.version != ctx.measuring or node != ctx.measuring_node:
         return
-    if report.tokens == 0:
+    if report.tokens == 0 or not (isfinite(report.loss) and isfinite(report.accuracy)):
         ctx.measure_failures += 1
         _give_up_measuring(ctx, f"{node} could not")
         return

@@ -8,6 +8,7 @@ commits by the coordinator's stream, which is what makes a version a consistent 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Literal, assert_never
 
 from medley.protocol.effects import Effect, Explain, Reject, Report, Run, StopEngine
@@ -255,8 +256,10 @@ class Shard:
         if report.generation != self.generation:
             return []
         a = self.assignment
-        self.staged[report.update] = HeldUpdate(report.update, report.finite, report.squared_norm)
-        said = Staged(a.job, a.generation, a.shard, report.update, report.finite, report.squared_norm, report.nbytes)
+        finite = report.finite and isfinite(report.squared_norm)
+        held = HeldUpdate(report.update, finite, report.squared_norm if finite else 0.0)
+        self.staged[report.update] = held
+        said = Staged(a.job, a.generation, a.shard, held.update, finite, held.squared_norm, report.nbytes)
         waiting = self.waiting.get(self.version + 1)
         return [Report(said), *(self._committed(waiting) if waiting is not None else [])]
 

@@ -8,6 +8,7 @@ Whatever a lost message said, the next `WorkerStatus` says again; whatever a dea
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Literal, assert_never
 
 from medley.protocol.effects import Effect, Explain, Report, Run, StopEngine
@@ -332,6 +333,7 @@ class Worker:
     def _ready_report(self, report: Computed) -> UpdateReady:
         assert self.base is not None
         base = self.base.version
+        finite = report.finite and isfinite(report.loss_sum) and isfinite(report.residual_norm)
         return UpdateReady(
             self.assignment.job,
             self.generation,
@@ -340,14 +342,14 @@ class Worker:
             base,
             self.taken_base if self.taken else base,
             report.weight,
-            report.loss_sum,
+            report.loss_sum if finite else 0.0,
             report.correct,
             report.samples,
             report.tokens,
             report.seconds,
             report.micro_batch,
-            report.residual_norm,
-            report.finite,
+            report.residual_norm if finite else 0.0,
+            finite,
         )
 
     def _measured(self, report: Measured, now_ns: int) -> list[Effect]:
@@ -358,6 +360,8 @@ class Worker:
 
     def _evaluated(self, report: Measured) -> Report:
         job = self.assignment.job
+        if not (isfinite(report.loss) and isfinite(report.accuracy)):
+            report = Measured(report.version, 0.0, 0, 0.0)  # no measurement: numbers on the wire are finite
         return Report(Evaluated(job, self.generation, report.version, report.loss, report.tokens, report.accuracy))
 
     def _pull_failed(self, report: Failed, now_ns: int) -> list[Effect]:
