@@ -33,7 +33,8 @@ def test_a_second_job_waits_and_leaves_the_vault_alone() -> None:
     stage.handle(EngineSaid(e.PeersKnown(stage.coordinator.runs[JOB].ctx.roster.keys_number)))
     assert stage.coordinator.runs["k"].ctx.roster.vault_number == -1
 
-    stage.handle(Heard("w1", m.LeaseFailed(JOB, 1, (), "its task is wrong", True)))
+    for worker in ("w1", "w2"):
+        stage.handle(Heard(worker, m.LeaseFailed(JOB, 1, (), "its task is wrong", True)))
     effects = stage.handle(Tick(0))
     assert states(stage) == {JOB: "failed", "k": "preparing"}
     assert any(isinstance(c, e.PrepareJob) and c.job == "k" for c in commands(effects))
@@ -107,3 +108,22 @@ def test_a_measurement_that_is_not_a_number_is_no_measurement() -> None:
     effects = stage.handle(Heard("w1", m.Evaluated(JOB, 1, 0, float("nan"), 10, 0.5)))
     assert not [f for f in effects if isinstance(f, fx.Persist)]
     assert (ctx.measuring, ctx.measure_failures, ctx.state.measured) == (-1, 1, -1)
+
+
+def test_a_machine_that_cannot_train_a_job_leaves_it_to_the_others() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "2"})
+    effects = stage.handle(Heard("w1", m.LeaseFailed(JOB, 1, (), "its transformers are too old", True)))
+    assert states(stage)[JOB] == "running"
+    assert any(isinstance(f, fx.Send) and f.node == "w1" and isinstance(f.message, m.Leave) for f in effects)
+    assert fx.Explain("w1", f"takes no part in {JOB}: its transformers are too old") in effects
+    assert {h.node for h in stage.coordinator.runs[JOB].state.ledger.leases.values()} == {"w2"}
+
+    effects = stage.event(["hello", "w1"])
+    assert not any(isinstance(f, fx.Send) and isinstance(f.message, m.AssignWorker) for f in effects)
+    effects = stage.event(["hello", "w1", "anew"])  # somebody may have mended it
+    assert any(isinstance(f, fx.Send) and isinstance(f.message, m.AssignWorker) for f in effects)
+
+    stage.handle(Heard("w1", m.LeaseFailed(JOB, 1, (), "still too old", True)))
+    stage.handle(Heard("w2", m.LeaseFailed(JOB, 1, (), "no memory", True)))
+    assert states(stage)[JOB] == "failed"
+    assert stage.coordinator.runs[JOB].state.reason == "w1: still too old; w2: no memory"

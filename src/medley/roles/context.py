@@ -87,6 +87,7 @@ class Context:
     measuring_ns: int = 0
     mark_ns: int = 0
     exporting: bool = False
+    unfit: dict[tuple[NodeId, str], str] = field(default_factory=dict)  # (node, boot) that cannot do it, and why
     explained: dict[str, str] = field(default_factory=dict)
 
     # -- short words ------------------------------------------------------------------------------------------
@@ -127,6 +128,13 @@ class Context:
         if self.explained.get(subject) != text:
             self.explained[subject] = text
             self.out.append(Explain(subject, text))
+
+    # -- workers ----------------------------------------------------------------------------------------------
+
+    def unfit_reason(self, node: NodeId) -> str:
+        """Why this machine, in its present life, cannot train this job; empty if it may."""
+        view = self.pool.get(node)
+        return self.unfit.get((node, view.boot), "") if view is not None else ""
 
     # -- shards -----------------------------------------------------------------------------------------------
 

@@ -83,6 +83,9 @@ def _compare_worker(ctx: Context, node: NodeId, status: WorkerStatus, fresh: boo
         return
     if status.generation != ctx.generation:
         return
+    if reason := ctx.unfit_reason(node):
+        ctx.send(node, Leave(ctx.job, status.generation, -1, reason))
+        return
     if fresh:
         ctx.roster.workers.setdefault(node, WorkerView(node))
     if status.phase not in ("wanting", "pulling"):

@@ -181,10 +181,16 @@ def _enlist(ctx: Context) -> None:
                 ctx.roster.replicas[key] = ReplicaView(node, place.shard)
                 ctx.send(node, _shard_assignment(ctx, place))
     for node, view in ctx.pool.items():
-        if view.connected and not view.revoked and view.capability.worker and node not in ctx.roster.workers:
+        if view.connected and may_train(ctx, node) and node not in ctx.roster.workers:
             ctx.roster.workers[node] = WorkerView(node)
             threads = ctx.prepared.spec.train.threads
             ctx.send(node, AssignWorker(ctx.job, ctx.generation, ctx.state.plan, threads))
+
+
+def may_train(ctx: Context, node: NodeId) -> bool:
+    """A worker that is here, or only away for a moment, and was not found unfit for this job."""
+    view = ctx.pool[node]
+    return view.capability.worker and not (view.revoked or view.given_up or ctx.unfit_reason(node))
 
 
 def _shard_assignment(ctx: Context, place: ShardPlace) -> AssignShard:

@@ -40,6 +40,7 @@ from medley.protocol.messages import (
     HeldUpdate,
     Hello,
     LeaseFailed,
+    Leave,
     LoadFailed,
     PartFailed,
     PartWritten,
@@ -241,10 +242,11 @@ class Run:
             recovery.lose_shard(ctx, node, message.shard, message.reason)
             return
         worker = ctx.roster.workers.get(node)
-        if worker is not None:
-            ctx.roster.workers[node] = WorkerView(node, tokens_per_s=worker.tokens_per_s)
-            if worker.residual_norm > 0:
-                ctx.explain(node, f"lost a compression residual of norm {worker.residual_norm:.3g} with its engine")
+        if worker is None:
+            return
+        ctx.roster.workers[node] = WorkerView(node, tokens_per_s=worker.tokens_per_s)
+        if worker.residual_norm > 0:
+            ctx.explain(node, f"lost a compression residual of norm {worker.residual_norm:.3g} with its engine")
         ctx.roster.forget((node, -1))
         reconcile.lose_work(ctx, node, f"the engine of {node} ended: {message.reason}")
         ctx.engines_ended += 1
@@ -270,7 +272,7 @@ class Run:
     def _lease_failed(self, node: NodeId, message: LeaseFailed) -> None:
         ctx = self.ctx
         if message.fatal:
-            saving.fail(ctx, message.reason)
+            self._exclude(node, message.reason)
             return
         held = tuple(n for n in message.leases if n in ctx.ledger.leases and ctx.ledger.leases[n].node == node)
         for lease in held:
@@ -281,6 +283,22 @@ class Run:
                 saving.fail(ctx, f"samples {span.start} to {span.stop} fail everywhere: {message.reason}")
                 return
         grants.take_back(ctx, held, f"{node} gave them back: {message.reason}")
+
+    def _exclude(self, node: NodeId, reason: str) -> None:
+        """This machine, as it is set up now, cannot train this job; the others go on, if there are others."""
+        ctx = self.ctx
+        if node not in ctx.pool or ctx.unfit_reason(node):
+            return
+        ctx.unfit[node, ctx.pool[node].boot] = reason
+        ctx.explain(node, f"takes no part in {ctx.job}: {reason}")
+        ctx.roster.workers.pop(node, None)
+        ctx.roster.forget((node, -1))
+        reconcile.lose_work(ctx, node, f"{node} cannot train it: {reason}")
+        ctx.send(node, Leave(ctx.job, ctx.generation, -1, reason))
+        if not any(recovery.may_train(ctx, n) for n in ctx.pool):
+            why = {n: ctx.unfit_reason(n) for n in sorted(ctx.pool) if ctx.unfit_reason(n)}
+            alike = len(set(why.values())) == 1
+            saving.fail(ctx, reason if alike else "; ".join(f"{n}: {r}" for n, r in why.items()))
 
     def _load_failed(self, node: NodeId, message: LoadFailed) -> None:
         ctx = self.ctx
