@@ -279,6 +279,16 @@ async def test_a_bad_later_message_ends_the_stream(authority, server, recorder, 
         await recorder.expect(("lost", "n1", "b1"))
 
 
+async def test_a_second_hello_ends_the_stream(authority, server, recorder) -> None:
+    other = Hello("n2", "b1", HELLO.capability, (), ())
+    async with raw_stream(server.control_address, authority.enrol("n1", "node", NOW_NS)) as call:
+        await call.write(wire.encode(HELLO))
+        await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
+        await call.write(wire.encode(other))
+        assert await call.code() == grpc.StatusCode.PERMISSION_DENIED
+        await recorder.expect(("lost", "n1", "b1"))
+
+
 async def test_strangers_on_the_ports_harm_nothing(authority, server, recorder) -> None:
     for address in (server.control_address, server.door_address):
         host, _, port = address.rpartition(":")

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from medley.policies.liveness import silent_too_long
 from medley.protocol.codec import parse
-from medley.protocol.effects import Close, Effect, Explain, Persist, Send
+from medley.protocol.effects import Close, Effect, Explain, Persist, Reject, Send
 from medley.protocol.engine import (
     EngineExited,
     Exported,
@@ -140,7 +140,7 @@ class Coordinator:
         if node in self.revoked:
             return [Send(node, Refused(f"{node} was revoked: {self.revoked[node]}")), Close(node, "revoked")]
         if isinstance(message, Hello):
-            return self._hello(message, now_ns)
+            return self._hello(node, message, now_ns)
         view = self.pool.get(node)
         if view is None or not view.connected:
             return []
@@ -152,19 +152,22 @@ class Coordinator:
                 run.heard(node, message, now_ns)
         return []
 
-    def _hello(self, message: Hello, now_ns: int) -> list[Effect]:
-        known = self.pool.get(message.node)
+    def _hello(self, node: NodeId, message: Hello, now_ns: int) -> list[Effect]:
+        """`node` is whose stream it is, by its certificate."""
+        if message.node != node:
+            return [Reject(node, f"it introduces itself as {message.node}")]
+        known = self.pool.get(node)
         if known is not None:
             known.boot, known.capability = message.boot, message.capability
             known.connected, known.given_up, known.lost_ns, known.heard_ns = True, False, 0, now_ns
         else:
-            self.pool[message.node] = NodeView(message.node, message.boot, message.capability, True, now_ns)
+            self.pool[node] = NodeView(node, message.boot, message.capability, True, now_ns)
         for run in self.runs.values():
             if run.ctx.plan is not None:
-                run.heard(message.node, message, now_ns)
+                run.heard(node, message, now_ns)
         return [
-            Send(message.node, Welcome(self.term, HEARTBEAT_MS)),
-            Explain(message.node, f"joined: {_describe(message)}"),
+            Send(node, Welcome(self.term, HEARTBEAT_MS)),
+            Explain(node, f"joined: {_describe(message)}"),
         ]
 
     def _beat(self, view: NodeView, now_ns: int) -> None:

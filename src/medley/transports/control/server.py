@@ -228,7 +228,10 @@ class ControlServer:
             if data is EOF:
                 self._end(stream, grpc.StatusCode.OK, "the node left")
             elif not stream.ended.done():
-                self._handler.heard(stream.node, wire.decode(data))
+                envelope = wire.decode(data)
+                if isinstance(envelope.message, Hello):
+                    raise PeerError("a stream has one Hello, its first message")
+                self._handler.heard(stream.node, envelope)
 
     async def _write(self, stream: _Stream, context: Context) -> None:
         while (data := await stream.outbox.take()) is not None:
