@@ -341,7 +341,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The engine is alive and has done this much; sent at least once a second while it works."""
+    """The process is alive and has done this much; every child says so once a second, from its first moment."""
 
     done: int
 
@@ -364,5 +364,5 @@ WorkerReport = Opened | Loaded | Pulled | Computed | Pushed | Measured | Failed 
 ShardReport = (
     Opened | Loaded | PartArrived | AppliedVersion | PeersKnown | WroteVersion | Failed | Progress | EngineExited
 )
-VaultReport = Opened | PeersKnown | Sealed | Failed | JobPrepared | Exported | EngineExited
+VaultReport = Opened | PeersKnown | Sealed | Failed | JobPrepared | Exported | Progress | EngineExited
 Report = WorkerReport | ShardReport | VaultReport

@@ -26,6 +26,7 @@ from medley.protocol.engine import (
     Opened,
     OpenVault,
     PrepareJob,
+    Progress,
     SealCheckpoint,
     SetPeers,
 )
@@ -252,6 +253,8 @@ class CoordinatorHost:
             await self.clock.sleep(TICK_S)
 
     def _vault_said(self, report: EngineReport) -> None:
+        if isinstance(report, Progress):
+            return
         if isinstance(report, Opened):
             report = Opened(self._dialled(report.address))
         self.post(EngineSaid(report))
@@ -281,8 +284,9 @@ class CoordinatorHost:
         said: list[EngineReport] = []
 
         def heard(report: EngineReport) -> None:
-            said.append(report)
-            process.kill()
+            if not isinstance(report, Progress):
+                said.append(report)
+                process.kill()
 
         process = EngineProcess("preparer", heard)
         process.say(command)

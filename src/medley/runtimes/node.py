@@ -50,7 +50,6 @@ from medley.transports.identity import Credentials, needs_renewal, signing_reque
 
 TICK_S = 0.25
 RENEW_S = 600.0
-SILENT_ENGINE_NS = 60 * NS_PER_S  # an engine says `Progress` every second; so long without it means it hangs
 RESPAWN_FIRST_S, RESPAWN_LAST_S, STEADY_NS = 0.1, 5.0, 5 * NS_PER_S
 
 Key = tuple[JobId, int]  # shard -1: the worker
@@ -82,7 +81,6 @@ class Hosted:
     role: Worker | Shard
     process: EngineProcess | None = None
     task: asyncio.Task[None] | None = None
-    heard_ns: int = 0
     born_ns: int = 0
     respawn_s: float = RESPAWN_FIRST_S
 
@@ -195,7 +193,6 @@ class NodeHost:
             await self._clock.sleep(TICK_S)
             for key in list(self._roles):
                 self._give(key, Tick())
-            self._end_silent_engines()
 
     async def _beat(self) -> None:
         while True:
@@ -287,7 +284,7 @@ class NodeHost:
         process = EngineProcess(kind, lambda report: self._reported(key, process, report), self._environment())
         process.say(effect.command)
         hosted.process = process
-        hosted.born_ns = hosted.heard_ns = now_ns + int(delay_s * NS_PER_S)
+        hosted.born_ns = now_ns + int(delay_s * NS_PER_S)
         hosted.task = self._tasks.create_task(self._live(process, delay_s))
 
     async def _live(self, process: EngineProcess, delay_s: float) -> None:
@@ -310,7 +307,6 @@ class NodeHost:
             hosted = self._roles.get(key)
             if hosted is None or hosted.process is not process:
                 return
-            hosted.heard_ns = self._clock.now_ns()
             if isinstance(report, EngineExited):
                 hosted.process = None
             if not isinstance(report, Progress):
@@ -318,12 +314,3 @@ class NodeHost:
                 self._give(key, EngineSaid(report))
 
         self._events.put_nowait(act)
-
-    def _end_silent_engines(self) -> None:
-        """A worker's engine that stopped saying Progress hangs; ending it is an event like any death."""
-        now_ns = self._clock.now_ns()
-        for hosted in self._roles.values():
-            ready = isinstance(hosted.role, Worker) and hosted.role.engine == "ready"
-            if ready and hosted.process is not None and now_ns - hosted.heard_ns > SILENT_ENGINE_NS:
-                self._log.warning("engine is silent and is ended")
-                hosted.process.kill()

@@ -13,11 +13,13 @@ import threading
 from typing import Any, BinaryIO
 
 from medley.protocol.codec import MAX_BYTES, Codec
-from medley.protocol.engine import Command, Report
+from medley.protocol.engine import Command, Progress, Report
 from medley.protocol.errors import FrameError
+from medley.runtimes.clock import SystemClock
 
 COMMANDS = Codec(Command)
 REPORTS = Codec(Report)
+PROGRESS_S = 1.0
 _LENGTH = struct.Struct("<I")
 
 
@@ -39,9 +41,13 @@ async def read_frame(stream: asyncio.StreamReader) -> bytes | None:
 
 
 class ChildLink:
-    """The child's end. Commands arrive in a queue of the event loop; when the parent is gone, so is the process."""
+    """The child's end. Commands arrive in a queue of the event loop; when the parent is gone, so is the process.
+
+    Every second the loop says that it turns; `done` goes along, for whoever counts something.
+    """
 
     def __init__(self) -> None:
+        self.done = 0
         self._loop = asyncio.get_running_loop()
         self.commands: asyncio.Queue[Any] = asyncio.Queue()
         self._lock = threading.Lock()
@@ -50,6 +56,13 @@ class ChildLink:
         stream = os.fdopen(os.dup(0), "rb", buffering=0)
         reader = threading.Thread(target=self._read, args=(stream,), name="pipe", daemon=True)
         reader.start()
+        self._beating = self._loop.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        clock = SystemClock()
+        while True:
+            self.send(Progress(self.done))
+            await clock.sleep(PROGRESS_S)
 
     def send(self, report: Report) -> None:
         """Safe from any thread."""

@@ -1,4 +1,7 @@
-"""A child process seen from its parent: spawn, command, hear, end, and learn how it died."""
+"""A child process seen from its parent: spawn, command, hear, end, and learn how it died.
+
+A child says something every second; one that is silent for long hangs and is ended, which is a death like any other.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,12 @@ from pathlib import Path
 
 from medley.observe.logs import logger
 from medley.protocol.engine import Command, EngineExited, Report
+from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import COMMANDS, REPORTS, frame, read_frame
 
+LOOK_S = 1.0
+SILENT_S = 60.0  # its event loop does not compute, so no load of the machine explains so long a silence
+STARTING_S = 300.0  # before its first word it imports its libraries, from a cold disk at worst
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -26,6 +33,9 @@ class EngineProcess:
         self._commands: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._process: asyncio.subprocess.Process | None = None
         self._log = logger("engine", kind=kind)
+        self._silent_s = 0.0
+        self._silence_max_s = STARTING_S
+        self._hung = ""
 
     @property
     def pid(self) -> int:
@@ -54,16 +64,27 @@ class EngineProcess:
         self._process = process
         try:
             async with asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(self._write(process))
+                beside = [tasks.create_task(self._write(process)), tasks.create_task(self._watch())]
                 await self._read(process)
-                writer.cancel()
+                for task in beside:
+                    task.cancel()
         finally:
             if process.returncode is None:
                 process.kill()
             code = await process.wait()
-        reason, memory = _how(code, _oom_kills() > before)
+        reason, memory = (self._hung, False) if self._hung else _how(code, _oom_kills() > before)
         self._log.info("engine ended", reason=reason)
         self._heard(EngineExited(reason, memory))
+
+    async def _watch(self) -> None:
+        """Counts in looks and not by the clock: when we were stopped ourselves, the child is not to blame."""
+        clock = SystemClock()
+        while self._silent_s < self._silence_max_s:
+            await clock.sleep(LOOK_S)
+            self._silent_s += LOOK_S
+        self._hung = f"it said nothing for {self._silent_s:.0f} s, so it was ended"
+        self._log.warning("engine is silent and is ended")
+        self.kill()
 
     async def _write(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -77,6 +98,7 @@ class EngineProcess:
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         while (data := await read_frame(process.stdout)) is not None:
+            self._silent_s, self._silence_max_s = 0.0, SILENT_S
             self._heard(REPORTS.decode(data))
 
 

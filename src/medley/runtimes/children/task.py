@@ -18,7 +18,7 @@ from medley.transports.tensors.plane import TensorPlane
 async def build_task(plan: Plan, job: str, plane: TensorPlane, vault: Address, allow_code: bool) -> Task:
     """The task, ready for a TrainEngine. Raises UserError, Damaged, Unavailable."""
     if plan.spec.task:
-        return load_task(plan.spec.task, plan.spec.task_options, allow_code)
+        return await asyncio.to_thread(load_task, plan.spec.task, plan.spec.task_options, allow_code)
     cache = ArtifactStore(room() / "artifacts")
     places: dict[str, Path] = {}
     for artifact in plan.artifacts:

@@ -25,7 +25,6 @@ from medley.protocol.engine import (
     Opened,
     OpenWorker,
     Prefetch,
-    Progress,
     Pull,
     Pulled,
     Push,
@@ -47,7 +46,6 @@ from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
 
 T = TypeVar("T")
-PROGRESS_S = 1.0
 HALF = "bf16"  # what a pull asks for beside the shard's number, if anything
 
 
@@ -77,7 +75,6 @@ class WorkerHost:
         self._routes: tuple[Route, ...] = ()
         self._vault = Address("", "")
         self._pushing: set[str] = set()
-        self._done = 0
         self._tasks: asyncio.TaskGroup | None = None
         self.plane: TensorPlane | None = None
 
@@ -188,7 +185,7 @@ class WorkerHost:
 
     def _moves(self) -> bool:
         """Called by the engine for every micro-batch: the proof that it moves."""
-        self._done += 1
+        self._link.done += 1
         return False
 
     async def _measure(self, version: int) -> None:
@@ -245,19 +242,12 @@ class WorkerHost:
         assert self._tasks is not None
         self._tasks.create_task(work)
 
-    async def _report_progress(self) -> None:
-        clock = SystemClock()
-        while True:
-            await clock.sleep(PROGRESS_S)
-            self._link.send(Progress(self._done))
-
     async def run(self) -> None:
         """Open the plane, then execute commands for ever."""
         self.plane, address = await open_plane(host(), 0, encrypted(), Nobody(), Admission())
         self._link.send(Opened(address))
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            tasks.create_task(self._report_progress())
             while True:
                 await self.execute(await self._link.commands.get())
 
