@@ -99,6 +99,7 @@ class CoordinatorHost:
         self._tasks: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
         self._executed = asyncio.Event()
+        self._deciding = asyncio.Lock()  # a token is redeemed once: looked up, kept and folded by one request at a time
         self.server: ControlServer | None = None
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -319,9 +320,10 @@ class CoordinatorHost:
     async def join(self, request: JoinRequest) -> JoinReply:
         """Redeem a token: the record is durable before the certificate leaves."""
         assert self.server is not None
-        reply, record = self.door.redeem(request, self.server.control_address, self.clock.wall_ns())
-        if record is not None:
-            await self.keep(record)
+        async with self._deciding:
+            reply, record = self.door.redeem(request, self.server.control_address, self.clock.wall_ns())
+            if record is not None:
+                await self._believe(record)
         if reply.refused:
             self.log.warning("join refused", node=request.node, reason=reply.refused)
         return reply
@@ -337,5 +339,9 @@ class CoordinatorHost:
 
     async def keep(self, record: PoolRecord) -> None:
         """Persist one of the pool's own facts, then believe it."""
+        async with self._deciding:
+            await self._believe(record)
+
+    async def _believe(self, record: PoolRecord) -> None:
         await self._persist([fx.Persist(POOL, record)])
         self.door.fold(record)
