@@ -34,7 +34,8 @@ def weights(it: House) -> bytes:
 @pytest.mark.timeout(300)
 def test_a_language_model_is_trained_measured_saved_and_loads(tmp_path: Path) -> None:
     with house(tmp_path / "pool", workers=2, shard_nodes=2) as it:
-        it.submit(tiny(eval_every_commits=5))
+        more = TINY["data"] | {"max_samples": 240}
+        it.submit(tiny(eval_every_commits=5, batch_samples=8) | {"data": more})
         seen = it.until_over()
         assert seen["state"] == "done", seen
         assert (seen["samples"], seen["doubled"]) == (seen["total"], 0)
