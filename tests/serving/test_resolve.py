@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from medley.engines.hub import hub_directory
+from medley.jobs.names import is_of, new_id
 from medley.protocol.errors import UserError
-from medley.serving.resolve import default_state_dir, exported_jobs, find_export, resolve_model
+from medley.serving.resolve import exported_jobs, find_export, resolve_model
 
 
 def model_at(directory: Path, weights: str = "model.safetensors", config: str = "config.json") -> Path:
@@ -86,8 +88,19 @@ def test_directory_without_a_model(tmp_path: Path, state: Path) -> None:
         resolve_model(str(model_at(tmp_path / "old", "pytorch_model.bin")), state)
 
 
-def test_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDLEY_HOME", "elsewhere")
-    assert default_state_dir() == Path("elsewhere")
-    monkeypatch.delenv("MEDLEY_HOME")
-    assert default_state_dir() == Path.home() / ".medley"
+def test_a_job_is_found_by_its_identifier_and_the_newest_by_its_name(state: Path) -> None:
+    old = model_at(state / "coordinator" / "exports" / "my-job-0a1b2c")
+    new = model_at(state / "runs" / "somewhere" / "exports" / "my-job-ffffff")
+    model_at(state / "exports" / "my-job-of-another-name-012345")
+    os.utime(old, (1, 1))
+    assert resolve_model("my-job", state).directory == new
+    assert resolve_model("my job", state).directory == new
+    assert resolve_model("my-job-0a1b2c", state).directory == old
+    assert find_export("my", state) is None
+    assert "my-job-ffffff" in exported_jobs(state)
+
+
+def test_every_identifier_is_of_its_name() -> None:
+    for name in ("demo", "a.b c!", "x" * 63, "ab-012345", "..."):
+        assert is_of(new_id(name), name)
+    assert not is_of(new_id("demo-2"), "demo")

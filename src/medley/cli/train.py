@@ -192,10 +192,15 @@ def _result(job: dict[str, Any]) -> list[str]:
 
 def _askable(job: dict[str, Any]) -> str:
     """The shortest word by which `medley ask` finds the result."""
-    from medley.serving.resolve import default_state_dir, find_export
+    from medley.jobs.home import home
+    from medley.serving.resolve import find_export
 
-    found = find_export(job["job"], default_state_dir())
-    return job["job"] if found and found.resolve() == Path(job["export"]).resolve() else job["export"]
+    result = Path(job["export"]).resolve()
+    for name in (job["name"], job["job"]):
+        found = find_export(name, home())
+        if found and found.resolve() == result:
+            return str(name)
+    return str(result)
 
 
 @contextmanager

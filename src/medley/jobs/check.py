@@ -223,8 +223,8 @@ def _deterministic(spec: JobSpec) -> Iterator[str]:
         )
     if train.max_minutes:
         yield (
-            f"train.deterministic is true, but train.max_minutes is {train.max_minutes:g}, so the machines' speed would "
-            "decide where it ends: set train.epochs, and max_minutes to 0"
+            f"train.deterministic is true, but train.max_minutes is {train.max_minutes:g}, so the machines' speed "
+            "would decide where it ends: set train.epochs, and max_minutes to 0"
         )
     if spec.model.dtype == "auto":
         yield (

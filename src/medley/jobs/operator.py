@@ -7,8 +7,6 @@ they are in the log.
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -17,6 +15,7 @@ import msgspec
 from medley import __version__
 from medley.jobs.check import check
 from medley.jobs.load import job_from_dict
+from medley.jobs.names import new_id
 from medley.protocol.codec import text
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import UserError, did_you_mean
@@ -103,7 +102,7 @@ class Operator:
     async def _submit(self, body: Body) -> Body:
         spec = job_from_dict(body.get("spec", {}), "the submitted job")
         check(spec)
-        job = f"{_slug(spec.name)}-{secrets.token_hex(3)}"
+        job = new_id(spec.name)
         await self._logged(Submit(job, text(spec), self._host.clock.wall_ns()))
         return {"job": job}
 
@@ -288,10 +287,6 @@ class Operator:
         self._host.post(event)
         await self._host.settled()
         await self._host.settled()
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:40] or "job"
 
 
 def _recent_rate(commits: list[Body]) -> float:

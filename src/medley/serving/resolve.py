@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medley.engines.hub import hub_directory
+from medley.jobs.home import home
+from medley.jobs.names import is_of
 from medley.protocol.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,29 +34,28 @@ class Resolved:
     kind: Literal["job", "directory", "hub"]
 
 
-def default_state_dir() -> Path:
-    """Where jobs leave what they made: MEDLEY_HOME, else ~/.medley."""
-    return Path(os.environ.get("MEDLEY_HOME") or Path.home() / ".medley")
-
-
 def exported_jobs(state_dir: Path) -> list[str]:
-    """Names of the jobs whose model is ready."""
-    return sorted({d.name for root in _roots(state_dir) if root.is_dir() for d in root.iterdir() if d.is_dir()})
+    """Identifiers of the jobs whose model is ready."""
+    return sorted({export.name for export in _exports(state_dir)})
 
 
 def find_export(job: str, state_dir: Path) -> Path | None:
-    """The Hugging Face directory that a job (by id or name) exported, or None."""
-    return next((root / job for root in _roots(state_dir) if job and (root / job).is_dir()), None)
+    """The directory that a job exported: by its identifier, else the newest of that name; or None."""
+    exports = _exports(state_dir)
+    exact = [export for export in exports if export.name == job]
+    named = [export for export in exports if "/" not in job and job and is_of(export.name, job)]
+    return max(exact or named, key=lambda export: export.stat().st_mtime_ns, default=None)
 
 
-def _roots(state_dir: Path) -> tuple[Path, Path]:
-    """A person's own exports, and those of the coordinator that runs here."""
-    return state_dir / "exports", state_dir / "coordinator" / "exports"
+def _exports(state_dir: Path) -> list[Path]:
+    """A person's own, those of the coordinator that runs here, and those of runs with a pool of their own."""
+    roots = [state_dir / "exports", state_dir / "coordinator" / "exports", *state_dir.glob("runs/*/exports")]
+    return [export for root in roots if root.is_dir() for export in root.iterdir() if export.is_dir()]
 
 
 def resolve_model(model: str, state_dir: Path | None = None, download: Callable[[str], Path] | None = None) -> Resolved:
     """The directory of MODEL. Raises UserError, with the three possibilities, when it is none of them."""
-    state = state_dir or default_state_dir()
+    state = state_dir or home()
     looks_like_path = model in {".", ".."} or os.path.isabs(model) or model.startswith((".", "~"))
     export = None if looks_like_path else find_export(model, state)
     if export is not None:
