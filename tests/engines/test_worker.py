@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medley.engines.task import Task
-from medley.engines.train import TrainEngine
+from medley.engines.train import Stopped, TrainEngine
 from medley.engines.worker import WorkerEngine
 from medley.protocol.messages import Span
 from medley.protocol.plan import Plan
@@ -74,6 +74,17 @@ def test_a_carry_counts_by_its_weight(mode: str) -> None:
     expected = apart[0] + apart[1] if mode == "sync" else (8 * apart[0] + 24 * apart[1]) / 32
     torch.testing.assert_close(decoded(whole, "u1"), expected)
     assert outcome.weight == 32.0
+
+
+def test_work_that_nobody_wants_ends_early_and_takes_its_carry_along() -> None:
+    worker = engine(replace(PLAIN, micro_batch=2))
+    worker.compute("u0", Span(0, 0, 8), 1, 0.1, False, lambda: False)
+    worker.settle("u0", True)
+    answers = iter([False, True])
+    with pytest.raises(Stopped):
+        worker.compute("u1", Span(0, 8, 32), 1, 0.1, True, lambda: next(answers))
+    assert worker.parts("u1", range(3)) is None
+    assert worker.compute("u2", Span(0, 8, 16), 1, 0.1, True, lambda: False).weight == 8.0
 
 
 @pytest.fixture

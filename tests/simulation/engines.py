@@ -47,6 +47,7 @@ class WorkerEngine:
     acknowledged: set[tuple[str, str]] = field(default_factory=set)  # update, endpoint
     carry: Vector | None = None
     queue: deque[e.Compute | e.Measure] = field(default_factory=deque)
+    abandoned: str = ""
     busy: bool = False
     hung_ns: int = 0
     slowness: float = 1.0
@@ -77,6 +78,8 @@ class WorkerEngine:
             case e.Compute() | e.Measure():
                 self.queue.append(command)
                 self._work()
+            case e.Abandon():
+                self.abandoned = command.update
             case e.Push():
                 self._push(command)
             case e.Settle():
@@ -167,7 +170,7 @@ class WorkerEngine:
         self.busy = False
         if not self.alive:
             return
-        if self.world.chance("compute fails"):
+        if command.update == self.abandoned or self.world.chance("compute fails"):
             self._say_if_alive(e.Failed("compute", command.update, "a bad sample", False, False))
             self._work()
             return

@@ -17,7 +17,7 @@ from medley.compression.codec import bytes_of
 from medley.compression.feedback import ErrorFeedback, decode_update, encode_update
 from medley.engines.memory import is_out_of_memory
 from medley.engines.task import Task
-from medley.engines.train import Evaluation, Result, TrainEngine, Work
+from medley.engines.train import Evaluation, Result, Stopped, TrainEngine, Work
 from medley.protocol.errors import UserError
 from medley.protocol.layout import Layout
 from medley.protocol.messages import Span
@@ -125,12 +125,21 @@ class WorkerEngine:
         self._train.prefetch(_work(span, steps))
 
     def compute(
-        self, update: str, span: Span, steps: int, lr: float, carry: bool, moves: Callable[[], bool]
+        self, update: str, span: Span, steps: int, lr: float, carry: bool, futile: Callable[[], bool]
     ) -> Outcome:
-        """One update from the base that arrived last. `moves` is called for each micro-batch."""
+        """One update from the base that arrived last.
+
+        `futile` is asked before each micro-batch; once it says yes, the work ends with `Stopped` and nothing stays of
+        it, nor of the carry it took.
+        """
         assert self._base is not None, "a base arrives before work"
         self._train.load_base(self.version, self._base)
-        result = self._train.run(_work(span, steps), lr, moves)
+        try:
+            result = self._train.run(_work(span, steps), lr, futile)
+        except Stopped:
+            if carry:
+                self.drop_carry()
+            raise
         weight = self._with_carry(result) if carry and self._carry is not None else result.weight
         payloads = encode_update(result.update, self._layout.blocks, self._codec, self._feedback)
         self._kept[update] = Kept(payloads, weight)

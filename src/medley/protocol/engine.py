@@ -79,6 +79,13 @@ class Compute:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandon:
+    """Stop computing this update: its lease was taken back. The answer is its `Failed`, unless it was done already."""
+
+    update: UpdateId
+
+
+@dataclass(frozen=True, slots=True)
 class Push:
     """Send an update's parts to every shard that does not hold them yet."""
 
@@ -355,7 +362,18 @@ class EngineExited:
 
 
 WorkerCommand = (
-    OpenWorker | LoadWorker | ResetWorker | SetRoutes | Prefetch | Pull | Compute | Push | Settle | DropCarry | Measure
+    OpenWorker
+    | LoadWorker
+    | ResetWorker
+    | SetRoutes
+    | Prefetch
+    | Pull
+    | Compute
+    | Abandon
+    | Push
+    | Settle
+    | DropCarry
+    | Measure
 )
 ShardCommand = OpenShard | LoadShard | SetPeers | SetRelay | Apply | Discard | PinVersion | UnpinVersion | WriteVersion
 VaultCommand = OpenVault | SetPeers | SealCheckpoint

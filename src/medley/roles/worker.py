@@ -13,6 +13,7 @@ from typing import Literal, assert_never
 
 from medley.protocol.effects import Effect, Explain, Report, Run, StopEngine
 from medley.protocol.engine import (
+    Abandon,
     Compute,
     Computed,
     DropCarry,
@@ -63,6 +64,7 @@ from medley.protocol.messages import (
 
 REPEAT_NS = 2 * NS_PER_S  # how often an unanswered wish or report is said again
 FUTILE_NS = 60 * NS_PER_S  # an engine that still computes what was taken back so long ago hangs
+STILL_NS = 300 * NS_PER_S  # ... or one that has not done one micro-batch of what it computes for so long
 MEASURING_NS = 900 * NS_PER_S  # and so does one that measures for so long
 
 EnginePhase = Literal["down", "opening", "opened", "loading", "ready"]
@@ -104,6 +106,8 @@ class Worker:
     wanted_ns: int = 0
     futile_ns: int = 0  # when the lease at hand was taken back
     measuring_ns: int = 0  # when measuring began
+    done: int = -1  # what its engine has done, as it says itself
+    moved_ns: int = 0  # when that last changed; 0 until the engine says how far it is
     updates: int = 0
     address: EngineUp | None = None
 
@@ -249,9 +253,13 @@ class Worker:
                 del self.pending[update]
                 effects.append(Run(Settle(update, "drop")))
         if self.current in gone or gone & set(self.taken):
+            if self.phase == "computing":
+                effects.append(Run(Abandon(self.computing)))
             self.current = 0  # what is being computed is thrown away when it arrives
             self.taken = ()
             self.futile_ns = now_ns
+            if self.phase == "computing":
+                effects.append(Run(Abandon(self.computing)))
             if self.phase == "wanting":
                 self.phase = "idle"
         return effects + self._next(now_ns)
@@ -273,7 +281,11 @@ class Worker:
                 return self._computed(report, now_ns)
             case Measured():
                 return self._measured(report, now_ns)
-            case Pushed() | Progress():
+            case Progress(done):
+                if done != self.done or self.phase != "computing":
+                    self.done, self.moved_ns = done, now_ns
+                return []
+            case Pushed():
                 return []
             case Failed():
                 return self._failed(report, now_ns)
@@ -467,7 +479,9 @@ class Worker:
             self.measuring_ns = self.measuring_ns or now_ns
             return now_ns - self.measuring_ns > MEASURING_NS
         self.measuring_ns = 0
-        return self.phase == "computing" and self.futile_ns > 0 and now_ns - self.futile_ns > FUTILE_NS
+        futile = self.futile_ns > 0 and now_ns - self.futile_ns > FUTILE_NS
+        still = self.moved_ns > 0 and now_ns - self.moved_ns > STILL_NS
+        return self.phase == "computing" and (futile or still)
 
     def _forget(self) -> None:
         self.phase = "idle"
@@ -480,6 +494,7 @@ class Worker:
         self.current = 0
         self.computing = ""
         self.measure = -1
+        self.done, self.moved_ns = -1, 0
 
     def _drop_carry(self) -> None:
         self.carried = ()

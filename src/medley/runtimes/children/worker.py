@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from medley.engines.worker import Base, Outcome, WorkerEngine, bytes_in, is_out_of_memory
 from medley.protocol.codec import parse
 from medley.protocol.engine import (
+    Abandon,
     Command,
     Compute,
     Computed,
@@ -75,6 +76,7 @@ class WorkerHost:
         self._routes: tuple[Route, ...] = ()
         self._vault = Address("", "")
         self._pushing: set[str] = set()
+        self._abandoned = ""  # one lease is computed at a time, so one is enough
         self._tasks: asyncio.TaskGroup | None = None
         self.plane: TensorPlane | None = None
 
@@ -100,6 +102,8 @@ class WorkerHost:
                 self._start(self._pull(generation, version))
             case Compute():
                 self._start(self._compute(command))
+            case Abandon(update):
+                self._abandoned = update
             case Push(generation, update):
                 self._start(self._push(generation, update))
             case Settle(update, verdict):
@@ -179,14 +183,13 @@ class WorkerHost:
         """On the engine's thread. A rollback while the command waited there makes it meaningless."""
         if generation != self._generation or self.engine.version != command.base:
             raise ValueError(f"base {command.base} is not here any more")
-        return self.engine.compute(
-            command.update, command.span, command.steps, command.lr, command.carry, self._moves
-        )
 
-    def _moves(self) -> bool:
-        """Called by the engine for every micro-batch: the proof that it moves."""
-        self._link.done += 1
-        return False
+        def futile() -> bool:
+            """Called for every micro-batch: the proof that it moves, and the question whether anybody wants it."""
+            self._link.done += 1
+            return self._abandoned == command.update or generation != self._generation
+
+        return self.engine.compute(command.update, command.span, command.steps, command.lr, command.carry, futile)
 
     async def _measure(self, version: int) -> None:
         try:
