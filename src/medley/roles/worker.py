@@ -258,8 +258,6 @@ class Worker:
             self.current = 0  # what is being computed is thrown away when it arrives
             self.taken = ()
             self.futile_ns = now_ns
-            if self.phase == "computing":
-                effects.append(Run(Abandon(self.computing)))
             if self.phase == "wanting":
                 self.phase = "idle"
         return effects + self._next(now_ns)
