@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
 
 DAMAGED = "damaged: "
+UNFINISHED = "medley-tree-"
 
 
 def encode_key(key: bytes | None) -> str:
@@ -85,16 +88,41 @@ async def fetch(plane: TensorPlane, vault: Address, job: str, name: str, generat
 async def fetch_directory(
     plane: TensorPlane, vault: Address, job: str, digest: str, cache: ArtifactStore, target: Path
 ) -> None:
-    """A tree of files by digest, through the machine's own cache, into `target`."""
+    """A tree of files by digest, through the machine's own cache, into `target`: whole, or not at all."""
     await _ensure(plane, vault, job, digest, cache)
     for file in cache.tree(digest):
         await _ensure(plane, vault, job, file.digest, cache)
-    cache.restore(digest, target)
+    await asyncio.to_thread(place_tree, cache, digest, target)
+
+
+def place_tree(cache: ArtifactStore, digest: str, target: Path) -> None:
+    """Restore beside and rename: a crash in between leaves nothing that looks complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=target.parent) as folder:
+        whole = Path(folder) / "tree"
+        cache.restore(digest, whole)
+        try:
+            whole.rename(target)
+        except OSError:
+            if not target.is_dir():  # another engine of this machine was first: the same files
+                raise
 
 
 async def _ensure(plane: TensorPlane, vault: Address, job: str, digest: str, cache: ArtifactStore) -> None:
-    if not cache.has(digest):
+    if not await asyncio.to_thread(intact, cache, digest):
         content = await fetch(plane, vault, job, f"artifact/{digest}")
         kept = cache.put([bytes(content)])
         if kept.digest != digest:
             raise Damaged(f"artifact {digest} arrived as {kept.digest}")
+
+
+def intact(cache: ArtifactStore, digest: str) -> bool:
+    """Whether a file is kept and still what its digest says; a damaged one is thrown away."""
+    try:
+        with cache.opened(digest):
+            return True
+    except KeyError:
+        return False
+    except Damaged:
+        cache.path(digest).unlink(missing_ok=True)
+        return False
