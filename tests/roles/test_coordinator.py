@@ -135,3 +135,30 @@ def test_nobody_speaks_for_another_node() -> None:
     effects = stage.handle(Heard("w1", m.Hello("w2", "z", m.Capability(1, 1, "", "", True, True), (), ())))
     assert any(isinstance(f, fx.Reject) and f.peer == "w1" for f in effects)
     assert {name: view.boot for name, view in stage.coordinator.pool.items()} == before
+
+
+def leases_of(stage: CoordinatorStage, node: str) -> list[int]:
+    return [n for n, held in stage.coordinator.runs[JOB].state.ledger.leases.items() if held.node == node]
+
+
+def test_no_lease_takes_too_long_before_anything_was_measured() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    said(stage, "w1", "BaseWanted lease=1")
+    for _ in range(100):
+        stage.event(["tick", "60"])
+    assert leases_of(stage, "w1") == [1, 2]
+
+
+def test_a_worker_that_was_only_slow_gets_longer_the_next_time() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    ctx = stage.coordinator.runs[JOB].ctx
+    ctx.lease_times_ns.extend([S] * 5)
+    said(stage, "w1", "BaseWanted lease=1")
+    stage.event(["tick", "40"])
+    assert leases_of(stage, "w1") == [] and ctx.roster.workers["w1"].hung
+    said(stage, "w1", "BaseWanted lease=1")
+    assert ctx.lease_times_ns[-1] == 40 * S
+    first = leases_of(stage, "w1")[0]
+    said(stage, "w1", f"BaseWanted lease={first}")
+    stage.event(["tick", "40"])
+    assert first in leases_of(stage, "w1"), "twice the patience"

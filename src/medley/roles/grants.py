@@ -15,10 +15,13 @@ from medley.protocol.records import Leased, Returned
 from medley.roles import ledger
 from medley.roles.context import Context
 from medley.roles.ledger import HeldLease
+from medley.roles.roster import WorkerView
 
 AHEAD = 1  # leases beyond the one being computed
 HUNG_CHECK_NS = NS_PER_S // 2
 HUNG_FLOOR_NS = 30 * NS_PER_S
+SAMPLES = 3  # durations known before anything is late; until then only an engine that stands still ends a lease
+PATIENCE = 64  # at most so many times the common limit for a worker that was slow before
 
 
 def advance(ctx: Context, now_ns: int) -> None:
@@ -167,20 +170,32 @@ def _next_lease(ctx: Context, node: NodeId, wanted: list[LeaseId]) -> LeaseId | 
 
 def _revoke_hung(ctx: Context, now_ns: int) -> None:
     """A lease that takes far longer than leases do is given to somebody else, and so is all that waits behind it."""
-    limit = max(HUNG_FLOOR_NS, 4 * allowance_ns(list(ctx.lease_times_ns), 10.0))
+    common = max(HUNG_FLOOR_NS, 4 * allowance_ns(list(ctx.lease_times_ns), 10.0))
     sent = sent_leases(ctx)
     for worker in ctx.roster.workers.values():
         worker.begun = {n: t for n, t in worker.begun.items() if n in ctx.ledger.leases and n not in sent}
+        if len(ctx.lease_times_ns) < SAMPLES:
+            continue
+        limit = common * worker.patience
         late = [n for n, begun_ns in worker.begun.items() if now_ns - begun_ns > limit]
         if not late:
             continue
-        waited_s = (now_ns - worker.begun[late[0]]) / NS_PER_S
+        worker.late_ns = worker.begun[late[0]]
+        waited_s = (now_ns - worker.late_ns) / NS_PER_S
         worker.begun.clear()
         worker.hung = True
         ctx.unpin_everything_of(worker.node)
         gone = tuple(n for n, h in ctx.ledger.leases.items() if h.node == worker.node and n not in sent)
         reason = f"has computed lease {late[0]} for {waited_s:.0f} s; others need {limit / NS_PER_S:.0f} s at most"
         take_back(ctx, gone, f"{worker.node} {reason}")
+
+
+def moves_again(ctx: Context, worker: WorkerView, now_ns: int) -> None:
+    """A worker that was thought to hang asks for work: it was only slow, so it and everybody gets longer."""
+    if worker.hung:
+        worker.hung = False
+        worker.patience = min(2 * worker.patience, PATIENCE)
+        ctx.lease_times_ns.append(now_ns - worker.late_ns)
 
 
 def _reopen_stranded(ctx: Context) -> None:

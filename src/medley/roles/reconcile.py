@@ -91,7 +91,7 @@ def _compare_worker(ctx: Context, node: NodeId, status: WorkerStatus, fresh: boo
     if status.phase not in ("wanting", "pulling"):
         ctx.unpin_everything_of(node)
     if status.phase in ("idle", "wanting") and node in ctx.roster.workers:
-        ctx.roster.workers[node].hung = False
+        grants.moves_again(ctx, ctx.roster.workers[node], now_ns)
     held = {n for n, h in ctx.ledger.leases.items() if h.node == node}
     foreign = set(status.leases) - held - _say_committed(ctx, node, status)
     if foreign:

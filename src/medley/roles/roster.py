@@ -22,6 +22,8 @@ class WorkerView:
     node: NodeId
     ready: bool = False
     hung: bool = False  # a lease was taken from it for taking too long, and it still computes
+    late_ns: int = 0  # when that lease was begun
+    patience: int = 1  # times the common limit, for one that turned out to be slow
     wanting: LeaseId = 0
     begun: dict[LeaseId, int] = field(default_factory=dict)  # when its base was granted
     routes: tuple[Route, ...] = ()

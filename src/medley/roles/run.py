@@ -196,7 +196,7 @@ class Run:
                 ctx.unpin_everything_of(node)
                 if node in ctx.roster.workers:
                     ctx.roster.workers[node].wanting = message.lease
-                    ctx.roster.workers[node].hung = False
+                    grants.moves_again(ctx, ctx.roster.workers[node], now_ns)
             case BaseHeld():
                 saving.base_held(ctx, node, message.version)
             case UpdateReady():

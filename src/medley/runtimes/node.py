@@ -311,6 +311,6 @@ class NodeHost:
                 hosted.process = None
             if not isinstance(report, Progress):
                 hit(f"node.hear.{type(report).__name__}")
-                self._give(key, EngineSaid(report))
+            self._give(key, EngineSaid(report))
 
         self._events.put_nowait(act)
