@@ -3,8 +3,9 @@
     medley1.<base64url of: 4 bytes checksum, JSON {id, secret, addresses, ca}>
 
 It carries the authority's certificate, so the joiner trusts the right coordinator before it sends a byte. The
-coordinator keeps only the secret's sha256. `redeem` is a pure decision; rate limits and the names that
-joiners get are left to the join door.
+coordinator keeps only the secret's sha256. `redeem` is a pure decision. Guesses are not counted: a secret of 256 bits
+needs no such limit, and one would let a stranger shut the door for others. That decisions follow each other one by
+one, and the names that joiners get, are left to the join door; what a caller may cost, to the control plane's limits.
 """
 
 from __future__ import annotations
