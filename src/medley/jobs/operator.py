@@ -156,7 +156,7 @@ class Operator:
         state = run.state
         samples = state.samples
         done = ledger.committed_samples(samples) if samples is not None else 0
-        commits = self._host.chronicle.curve(run.ctx.job, "commit")
+        commits = self._host.chronicle.recent_commits(run.ctx.job)
         export = self._host.options.directory / "exports" / run.ctx.job
         return {
             "job": run.ctx.job,

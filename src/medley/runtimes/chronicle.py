@@ -2,14 +2,16 @@
 
 Nothing here decides anything or is needed to recover: losing it costs history, never truth. Per job, one JSON
 line for each commit and measurement is appended to `jobs/<job>/history.jsonl`; decisions go to `decisions.jsonl`
-and a bounded memory.
+and a bounded memory. The curves in memory are those of the jobs that were last asked for or that run; files are
+read from their end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections import deque
+import os
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,10 @@ from medley.protocol.records import (
 
 DECISIONS_MAX = 5_000
 POINTS_MAX = 20_000
+CURVES_MAX = 8
+RECENT_MAX = 20
+READ_NBYTES_MAX = 16 << 20
+DECISIONS_NBYTES_MAX = 8 << 20
 
 Entry = dict[str, Any]
 
@@ -42,7 +48,8 @@ class Chronicle:
         self._metrics = metrics
         self._log = logger("story")
         self._decisions: deque[Entry] = deque(maxlen=DECISIONS_MAX)
-        self._curves: dict[JobId, deque[Entry]] = {}
+        self._curves: OrderedDict[JobId, deque[Entry]] = OrderedDict()
+        self._recent: dict[JobId, deque[Entry]] = {}
         self._listeners: list[Callable[[Entry], None]] = []
         self._decisions.extend(_read(directory / "decisions.jsonl", DECISIONS_MAX))
 
@@ -57,8 +64,18 @@ class Chronicle:
         entry = {"kind": "decision", "wall_ns": wall_ns, "subject": subject, "text": text, "cause": cause}
         self._decisions.append(entry)
         self._log.info("because", subject=subject, text=text, cause=cause)
-        _append(self._directory / "decisions.jsonl", entry)
+        self._keep(entry)
         self._tell(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        """On disk; a file that has grown too long begins anew with what memory holds."""
+        path = self._directory / "decisions.jsonl"
+        _append(path, entry)
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > DECISIONS_NBYTES_MAX:
+                fresh = path.with_suffix(".new")
+                fresh.write_text("".join(json.dumps(one) + "\n" for one in self._decisions), encoding="utf-8")
+                fresh.replace(path)
 
     def decisions(self, subject: str = "", limit: int = 200) -> list[Entry]:
         """The newest decisions whose subject or text names `subject`."""
@@ -68,6 +85,13 @@ class Chronicle:
     def curve(self, job: JobId, kind: str) -> list[Entry]:
         """Points of kind commit or heldout, oldest first."""
         return [p for p in self._points(job) if p["kind"] == kind]
+
+    def recent_commits(self, job: JobId) -> list[Entry]:
+        """The newest few commits, oldest first; a job's history is looked at once for them."""
+        if job not in self._recent:
+            points = self._curves.get(job) or _read(self._history(job), 10 * RECENT_MAX)
+            self._recent[job] = deque((p for p in points if p["kind"] == "commit"), maxlen=RECENT_MAX)
+        return list(self._recent[job])
 
     def note(self, stream: str, record: Record, wall_ns: int) -> None:
         """A record is durable: draw it, count it, tell it."""
@@ -92,8 +116,11 @@ class Chronicle:
                 pass
         if entry is not None:
             entry = {**entry, "job": job, "wall_ns": wall_ns}
+            if entry["kind"] == "commit":
+                self.recent_commits(job)
+                self._recent[job].append(entry)
             self._points(job).append(entry)
-            _append(self._directory / "jobs" / job / "history.jsonl", entry)
+            _append(self._history(job), entry)
             self._tell(entry)
 
     def _count(self, job: JobId, record: Committed) -> None:
@@ -107,9 +134,14 @@ class Chronicle:
 
     def _points(self, job: JobId) -> deque[Entry]:
         if job not in self._curves:
-            path = self._directory / "jobs" / job / "history.jsonl"
-            self._curves[job] = deque(_read(path, POINTS_MAX), maxlen=POINTS_MAX)
+            self._curves[job] = deque(_read(self._history(job), POINTS_MAX), maxlen=POINTS_MAX)
+        self._curves.move_to_end(job)  # a job that runs is touched by each commit, and so stays
+        while len(self._curves) > CURVES_MAX:
+            self._curves.popitem(last=False)
         return self._curves[job]
+
+    def _history(self, job: JobId) -> Path:
+        return self._directory / "jobs" / job / "history.jsonl"
 
     def _tell(self, entry: Entry) -> None:
         for listener in list(self._listeners):
@@ -154,8 +186,12 @@ def _append(path: Path, entry: Entry) -> None:
 
 
 def _read(path: Path, limit: int) -> list[Entry]:
+    """The newest entries, oldest first, however long the file has become."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()[-limit:]
+        with path.open("rb") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - READ_NBYTES_MAX)
+            file.seek(begin)
+            lines = file.read(READ_NBYTES_MAX).decode(errors="replace").splitlines()[1 if begin else 0 :][-limit:]
     except OSError:
         return []
     entries = []
