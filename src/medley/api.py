@@ -12,7 +12,6 @@ import os
 import secrets
 import site
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 
-from medley.protocol.errors import Unavailable, UserError, did_you_mean
+from medley.protocol.errors import UserError, did_you_mean
 from medley.protocol.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ Event = dict[str, Any]
 Job = "JobSpec | Mapping[str, Any] | str | Path | type[Task]"
 
 INSIDE = "MEDLEY_INSIDE_POOL"  # says to a script that a pool's process imports it, rather than a person
-OVER = ("done", "failed", "cancelled")
-PATIENCE_S, PAUSE_S = 60.0, 0.5  # a killed coordinator is back within seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +253,8 @@ def _client(
 
 def _unfinished(client: OperatorClient, spec: JobSpec) -> str:
     """The newest job with exactly these options that was interrupted, or ''."""
+    from medley.jobs.listening import OVER
+
     found = ""
     for job in client.ask("jobs")["jobs"]:
         if job["state"] in OVER or job["name"] != spec.name:
@@ -267,25 +266,14 @@ def _unfinished(client: OperatorClient, spec: JobSpec) -> str:
 
 def _followed(client: OperatorClient, job: str, hear: Callable[[Event], None]) -> dict[str, Any]:
     """The last answer about a job, once it is over; a coordinator that dies meanwhile is waited for."""
-    answer = _patiently(client, job)
+    from medley.jobs.listening import OVER, live, patiently
+
+    answer = patiently(client, job)
     while answer["job"]["state"] not in OVER:
-        try:
-            for event in client.follow("events", {"job": job}):
-                hear(event)
-        except Unavailable:
-            pass
-        answer = _patiently(client, job)
+        for event in live(client, job):
+            hear(event)
+        answer = patiently(client, job)
     return answer
-
-
-def _patiently(client: OperatorClient, job: str) -> dict[str, Any]:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / PAUSE_S)):
-        try:
-            return client.ask("job", {"job": job})
-        except Unavailable:
-            pause.wait(PAUSE_S)
-    raise Unavailable(f"the coordinator of job {job} does not answer any more; the job goes on when it is back")
 
 
 def _result(answer: dict[str, Any], spec: JobSpec, heard: list[Event], task: type[Task] | None) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +25,6 @@ Examples:
   medley train job.yaml --detach
 """
 INTERRUPTED = 130
-OVER = ("done", "failed", "cancelled")
-# A killed coordinator is back within seconds; a follower asks for so long before it gives up.
-PATIENCE_S = 60.0
-PAUSE_S = 0.5
 
 
 @click.command("train", epilog=EPILOG)
@@ -106,6 +101,7 @@ def _own_job(client: OperatorClient, spec: JobSpec) -> str:
     """The job to follow: this one where it was interrupted, else a new one. Others that wait are set aside."""
     import msgspec
 
+    from medley.jobs.listening import OVER
     from medley.protocol.spec import JobSpec
 
     found = ""
@@ -124,53 +120,26 @@ def _own_job(client: OperatorClient, spec: JobSpec) -> str:
 
 def _follow(asking: Asking, client: OperatorClient, job: str, spec: JobSpec) -> None:
     """Show a job until it is over. Raises UserError with its reason when it failed."""
+    from medley.jobs.listening import OVER, live, patiently
     from medley.jobs.progress import Progress
     from medley.protocol.errors import UserError
 
     answer = client.ask("job", {"job": job})["job"]
     progress = Progress.of(answer, spec.train.max_minutes)
-    with Live(progress, to_stderr=asking.as_json) as live:
+    with Live(progress, to_stderr=asking.as_json) as shown:
         while answer["state"] not in OVER:
-            for event in _events(client, job):
+            for event in live(client, job):
                 # A new placement may have rolled the job back, and before it is prepared nobody knows its size.
                 if event["kind"] == "placement" or not progress.total:
-                    progress.refresh(_patiently(client, job))
+                    progress.refresh(patiently(client, job)["job"])
                 progress.note(event)
-                live.show(event)
-            answer = _patiently(client, job)
+                shown.show(event)
+            answer = patiently(client, job)["job"]
             progress.refresh(answer)
-            live.refresh()
+            shown.refresh()
     if answer["state"] == "failed":
         raise UserError(f"job {job} failed: {answer['reason']}")
     asking.show(answer, _result(answer))
-
-
-def _events(client: OperatorClient, job: str) -> Iterator[dict[str, Any]]:
-    """Live events; a coordinator that goes away ends them like the job's end does, and `_patiently` tells which."""
-    from medley.jobs.listening import events
-    from medley.protocol.errors import Unavailable
-
-    try:
-        yield from events(client, job)
-    except Unavailable:
-        return
-
-
-def _patiently(client: OperatorClient, job: str) -> dict[str, Any]:
-    """The job as it is now, asked until the coordinator is back. Raises Unavailable when it does not come."""
-    from medley.protocol.errors import Unavailable
-
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / PAUSE_S)):
-        try:
-            answer: dict[str, Any] = client.ask("job", {"job": job})["job"]
-            return answer
-        except Unavailable:
-            pause.wait(PAUSE_S)
-    raise Unavailable(
-        f"the coordinator does not answer any more; {job} goes on when it is back ('medley up'), and "
-        f"'medley jobs logs {job} --follow' shows it"
-    )
 
 
 def _result(job: dict[str, Any]) -> list[str]:
@@ -182,25 +151,14 @@ def _result(job: dict[str, Any]) -> list[str]:
         f"next-token accuracy {percent(job['accuracy'])}"
     ]
     if job["export"]:
-        name = _askable(job)
+        from medley.serving.resolve import shortest_name
+
+        name = shortest_name(Path(job["export"]), job["name"], job["job"])
         lines += [
             f"the model is in {job['export']}",
             f'next: medley ask {name} "your question", or medley serve {name}',
         ]
     return lines
-
-
-def _askable(job: dict[str, Any]) -> str:
-    """The shortest word by which `medley ask` finds the result."""
-    from medley.jobs.home import home
-    from medley.serving.resolve import find_export
-
-    result = Path(job["export"]).resolve()
-    for name in (job["name"], job["job"]):
-        found = find_export(name, home())
-        if found and found.resolve() == result:
-            return str(name)
-    return str(result)
 
 
 @contextmanager

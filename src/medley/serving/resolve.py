@@ -47,6 +47,16 @@ def find_export(job: str, state_dir: Path) -> Path | None:
     return max(exact or named, key=lambda export: export.stat().st_mtime_ns, default=None)
 
 
+def shortest_name(export: Path, *names: str) -> str:
+    """The first of these names by which a person here reaches that export, else its path."""
+    result = export.resolve()
+    for name in names:
+        found = find_export(name, home())
+        if found is not None and found.resolve() == result:
+            return name
+    return str(export)
+
+
 def _exports(state_dir: Path) -> list[Path]:
     """A person's own, those of the coordinator that runs here, and those of runs with a pool of their own."""
     roots = [state_dir / "exports", state_dir / "coordinator" / "exports", *state_dir.glob("runs/*/exports")]
