@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
+import secrets
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,14 @@ SHOWN = 5
 
 
 @click.command("demo", epilog=EPILOG)
-@click.option("--minutes", type=click.FloatRange(0.1, 600), default=4.0, show_default=True, help="Training time, at most.")
+@click.option(
+    "--minutes", type=click.FloatRange(0.1, 600), default=4.0, show_default=True, help="Training time, at most."
+)
 @click.option("--workers", type=click.IntRange(1, 16), default=3, show_default=True, help="Worker processes.")
 @click.option("--stay", is_flag=True, help="Keep the page and the API up afterwards, until Ctrl-C.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write a report to this file ('-': stdout).")
 @click.option(
-    "--dir", "directory", type=click.Path(path_type=Path), help="Where to keep its files. Default: temporary."
+    "--dir", "directory", type=click.Path(path_type=Path), help="Where to keep its files. Default: below ~/.medley/runs."
 )
 def command(minutes: float, workers: int, stay: bool, json_file: Path | None, directory: Path | None) -> None:
     """Train a small language model across processes, kill one, and ask the result questions.
@@ -41,19 +44,22 @@ def command(minutes: float, workers: int, stay: bool, json_file: Path | None, di
     Starts a coordinator, two parameter shards and three workers, as processes that talk over real sockets; trains a
     Llama of about 5 M parameters from scratch on built-in health questions and answers; kills a worker midway.
     """
-    from medley.protocol.errors import UserError
+    from medley.jobs.home import home
     from medley.runtimes.clock import SystemClock
     from medley.runtimes.local import Pool
 
-    if json_file is not None and str(json_file) != "-" and not json_file.resolve().parent.is_dir():
-        raise UserError(f"--json: the directory {json_file.resolve().parent} does not exist")
-    place = directory or Path(tempfile.mkdtemp(prefix="medley-demo-"))
-    screen = Screen()
+    if json_file is not None:
+        _check_writable(json_file)
+    screen = Screen(to_stderr=str(json_file) == "-")
     clock = SystemClock()
     began_ns = clock.now_ns()
-    with Pool(place, workers, 2) as pool:
-        demonstration = _train(pool, screen, workers, minutes)
-        _ask(demonstration, screen)
+    with Pool(directory or home() / "runs" / f"demo-{secrets.token_hex(3)}", workers, 2) as pool:
+        try:
+            demonstration = _train(pool, screen, workers, minutes)
+            _ask(demonstration, screen)
+        except KeyboardInterrupt:
+            pool.abandon()  # nobody goes on with a demonstration: there is nothing to save
+            raise
         findings = demonstration.findings
         findings.seconds = round((clock.now_ns() - began_ns) / 1e9, 1)
         _tell(findings, screen)
@@ -61,6 +67,19 @@ def command(minutes: float, workers: int, stay: bool, json_file: Path | None, di
             _write(json_file, findings)
         if stay:
             _stay(pool, findings, screen)
+
+
+def _check_writable(path: Path) -> None:
+    """Now, rather than after minutes of training. Raises UserError."""
+    from medley.protocol.errors import UserError
+
+    folder = path.resolve().parent
+    if str(path) == "-":
+        return
+    if not folder.is_dir():
+        raise UserError(f"--json: the directory {folder} does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"--json: {path} cannot be written: give a file in a directory of yours, or '-'")
 
 
 def _train(pool: Pool, screen: Screen, workers: int, minutes: float) -> Demonstration:
@@ -89,6 +108,9 @@ def _ask(demonstration: Demonstration, screen: Screen) -> None:
 
 
 def _tell(found: Findings, screen: Screen) -> None:
+    from medley.serving.resolve import shortest_name
+
+    name = shortest_name(Path(found.model), "demo", found.job)
     again = f", its samples out again in {found.lease_out_again_s} s" if found.lease_out_again_s is not None else ""
     screen.say(
         f"\nWhat happened: {found.samples} samples were trained in {found.commits} commits at "
@@ -98,16 +120,21 @@ def _tell(found: Findings, screen: Screen) -> None:
         f"{found.samples_missing} samples were lost and {found.samples_doubled} counted twice; "
         f"{found.answers_good} of {found.answers_total} questions were answered well.\n"
         f"The model is in {found.model}; ask it yourself:\n"
-        f'  medley ask {found.model} "What are the symptoms of asthma?"'
+        f'  medley ask {name} "What are the symptoms of asthma?"'
     )
 
 
 def _write(path: Path, found: Findings) -> None:
+    from medley.protocol.errors import UserError
+
     text = json.dumps(found.as_json(), indent=2)
     if str(path) == "-":
         click.echo(text)
-    else:
-        path.write_text(text + "\n")
+        return
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json: {path} cannot be written ({error.strerror})") from error
 
 
 def _stay(pool: Pool, found: Findings, screen: Screen) -> None:
@@ -128,10 +155,10 @@ def _stay(pool: Pool, found: Findings, screen: Screen) -> None:
 class Screen:
     """Shows the demonstration: a table that moves where there is a terminal, plain lines where there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, to_stderr: bool = False) -> None:
         from rich.console import Console
 
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, stderr=to_stderr)
         self._live: Any = None
         self._said_s = -PLAIN_EVERY_S
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medley.data.corpus import load_checks, load_pairs
+from medley.jobs.listening import OVER, live, patiently
 from medley.jobs.progress import Progress
-from medley.protocol.errors import Unavailable
+from medley.protocol.errors import UserError
 from medley.protocol.ids import NS_PER_S
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.local import Pool
@@ -25,7 +26,6 @@ from medley.transports.control.operator import OperatorClient
 GOOD = 0.5  # ROUGE-L from which an answer counts as good
 KILL_AT = 0.45  # fraction of the training after which a worker dies
 EPOCHS = 5.0  # many small steps: that is what 320 answers in many wordings want
-VICTIM = "worker-2"
 SHARD_NODES = 2
 
 
@@ -99,13 +99,14 @@ class Demonstration:
         self._teller = teller
         self._spec = specification(workers, minutes)
         self._minutes = minutes
+        self._victim = "worker-2" if workers > 1 else "worker-1"
         self._clock = SystemClock()
         self._nodes: list[dict[str, Any]] = []
         self._killed_wall_ns = 0
         self.findings = Findings()
 
     def run(self) -> None:
-        """Train to the end, losing a worker on the way. Raises Unavailable if the job fails."""
+        """Train to the end, losing a worker on the way. Raises UserError, with the job's reason, if it fails."""
         operator = self._pool.operator
         job = operator.ask("submit", {"spec": self._spec})["job"]
         self.findings.job = job
@@ -123,32 +124,34 @@ class Demonstration:
         self._note(operator.ask("job", {"job": job})["job"])
 
     def _events(self, operator: OperatorClient, job: str) -> Iterator[dict[str, Any]]:
-        yield from operator.follow("events", {"job": job})
+        while patiently(operator, job)["job"]["state"] not in OVER:
+            yield from live(operator, job)
 
     def _kill(self) -> None:
         """SIGKILL the whole process of one machine: roles, stream and engine at once."""
         with contextlib.suppress(OSError, ValueError):
-            pid = int((self._pool.options.directory / "nodes" / VICTIM / "pid").read_text())
+            pid = int((self._pool.options.directory / "nodes" / self._victim / "pid").read_text())
             self._killed_wall_ns = self._clock.wall_ns()
             os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             self.findings.kills += 1
-            self._teller.say(f"now {VICTIM} (process {pid}) is killed with SIGKILL, in the middle of its work")
+            self._teller.say(f"now {self._victim} (process {pid}) is killed with SIGKILL, in the middle of its work")
 
     def _watch_recovery(self, event: dict[str, Any]) -> None:
         if not self._killed_wall_ns or event["kind"] != "decision":
             return
-        if event["subject"] == f"leases of {VICTIM}" and self.findings.lease_out_again_s is None:
+        if event["subject"] == f"leases of {self._victim}" and self.findings.lease_out_again_s is None:
             waited = (event["wall_ns"] - self._killed_wall_ns) / NS_PER_S
             self.findings.lease_out_again_s = round(waited, 3)
             self._teller.say(f"its samples are open for the others again after {waited:.2f} s: {event['text']}")
-        elif event["subject"] == VICTIM and event["text"].startswith("joined"):
+        elif event["subject"] == self._victim and event["text"].startswith("joined"):
             waited = (event["wall_ns"] - self._killed_wall_ns) / NS_PER_S
-            self._teller.say(f"{VICTIM} is back after {waited:.1f} s: the watchdog started it again, it carries on")
+            self._teller.say(f"{self._victim} is back after {waited:.1f} s: the watchdog started it, it carries on")
             self._killed_wall_ns = 0
 
     def _note(self, job: dict[str, Any]) -> None:
         if job["state"] != "done":
-            raise Unavailable(f"the demonstration's job is {job['state']}: {job['reason']}")
+            reason = job["reason"] or "nobody said why"
+            raise UserError(f"the demonstration's job {job['job']} is {job['state']}, not done: {reason}")
         found = self.findings
         found.heldout_first, found.heldout_last = job["heldout_first"] or 0.0, job["heldout_last"] or 0.0
         found.accuracy_last = job["accuracy"] or 0.0

@@ -123,6 +123,11 @@ class Pool:
                 stream.close()
         self._process.wait()
 
+    def abandon(self) -> None:
+        """End everything at once and save nothing; `stop` then finds it ended."""
+        if self._process is not None:
+            self._process.kill()  # every process below it notices at once, and ends
+
     def __enter__(self) -> Self:
         return self.start()
 
