@@ -40,6 +40,7 @@ from medley.protocol.wire import Envelope
 from medley.roles.coordinator import Coordinator
 from medley.runtimes.addresses import address_of, advertised, check_address, is_everywhere, is_loopback, split
 from medley.runtimes.announce import announce
+from medley.runtimes.causes import Causes
 from medley.runtimes.children.environment import PORTS
 from medley.runtimes.chronicle import Chronicle
 from medley.runtimes.clock import SystemClock
@@ -95,6 +96,7 @@ class CoordinatorHost:
         self.began_ns = self.clock.now_ns()
         self._events: asyncio.Queue[tuple[CoordinatorEvent, str]] = asyncio.Queue()
         self._posted = 0
+        self._causes = Causes()
         self._vault: EngineProcess | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
@@ -200,6 +202,7 @@ class CoordinatorHost:
                     self.server.send(node, message, cause, self.term)
                     hit(f"coordinator.send.after.{kind}")
                 case fx.Run(command):
+                    self._causes.given(command, cause)
                     self._run(command)
                 case fx.Explain(subject, text):
                     self.chronicle.explain(subject, text, self.clock.wall_ns(), cause)
@@ -258,7 +261,7 @@ class CoordinatorHost:
             return
         if isinstance(report, Opened):
             report = Opened(self._dialled(report.address))
-        self.post(EngineSaid(report))
+        self.post(EngineSaid(report), self._causes.of(report))
 
     def _dialled(self, address: Address) -> Address:
         """A socket that listens everywhere is announced under an address that peers can dial."""
@@ -296,7 +299,7 @@ class CoordinatorHost:
         if isinstance(report, EngineExited):
             reason = f"the process that should {what} the job ended: {report.reason}"
             report = Failed(what, command.job, reason, report.memory, False)
-        self.post(EngineSaid(report))
+        self.post(EngineSaid(report), self._causes.of(report))
 
     # -- the control plane speaks -----------------------------------------------------------------------------
 

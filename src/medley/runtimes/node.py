@@ -12,7 +12,7 @@ import platform
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import assert_never
 
@@ -42,6 +42,7 @@ from medley.protocol.wire import Envelope
 from medley.roles.shard import Shard
 from medley.roles.worker import Worker
 from medley.runtimes.addresses import route_to, split
+from medley.runtimes.causes import Causes
 from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.process import EngineProcess
@@ -79,6 +80,7 @@ class Hosted:
     """A role and its engine's process."""
 
     role: Worker | Shard
+    causes: Causes = field(default_factory=Causes)
     process: EngineProcess | None = None
     task: asyncio.Task[None] | None = None
     born_ns: int = 0
@@ -249,6 +251,8 @@ class NodeHost:
     def _execute(self, key: Key, effects: list[fx.Effect]) -> None:
         hosted = self._roles[key]
         for effect in effects:
+            if isinstance(effect, fx.Run):
+                hosted.causes.given(effect.command, self._cause)
             match effect:
                 case fx.Report(message):
                     self._send(message)
@@ -311,6 +315,8 @@ class NodeHost:
                 hosted.process = None
             if not isinstance(report, Progress):
                 hit(f"node.hear.{type(report).__name__}")
+            self._cause = hosted.causes.of(report)
             self._give(key, EngineSaid(report))
+            self._cause = ""
 
         self._events.put_nowait(act)
