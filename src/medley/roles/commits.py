@@ -14,6 +14,7 @@ from medley.policies import pace, rounds, staleness
 from medley.policies.grace import allowance_ns
 from medley.policies.rounds import RoundView
 from medley.policies.weights import Candidate, member_weights, step_scale
+from medley.protocol.effects import Reject
 from medley.protocol.ids import NS_PER_S, NodeId, UpdateId
 from medley.protocol.messages import Commit, Outcome, UpdateReady
 from medley.protocol.records import Aborted, Committed, MemberRecord, StateChanged
@@ -22,11 +23,15 @@ from medley.roles.context import Context
 from medley.roles.roster import InFlight, replica_nodes
 
 ORPHAN_NS = 60 * NS_PER_S
+COUNT_MAX = 1 << 40  # of tokens, samples, seconds in one update
 HOPELESS = 4  # refusals for NaN in a row, without one commit between them
 
 
 def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> None:
     """A worker has computed an update (or says so again)."""
+    if problem := _nonsense(ctx, report):
+        ctx.out.append(Reject(node, f"update {report.update}: {problem}"))
+        return
     if report.update in ctx.roster.updates:
         return
     verdict = _old_verdict(ctx, node, report)
@@ -39,6 +44,19 @@ def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> N
         _measure_speed(ctx, node, report, now_ns)
         worker.residual_norm, worker.micro_batch = report.residual_norm, report.micro_batch
     ctx.roster.updates[report.update] = InFlight(report, node, now_ns)
+
+
+def _nonsense(ctx: Context, report: UpdateReady) -> str:
+    """What no honest worker says."""
+    figures = (report.weight, report.loss_sum, report.correct, report.seconds, report.residual_norm)
+    if not report.leases or len(set(report.leases)) < len(report.leases):
+        return "it names no lease, or one twice"
+    if not 0 <= report.oldest_base <= report.base <= ctx.state.version:
+        return f"it began from {report.oldest_base} and {report.base}, the present version is {ctx.state.version}"
+    counts = (report.weight, report.seconds, report.tokens, report.samples)
+    if not all(isfinite(f) for f in figures) or min(counts) < 0 or max(counts) > COUNT_MAX:
+        return "its figures are negative, beyond all bounds or not numbers"
+    return ""
 
 
 def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | None:
@@ -197,6 +215,7 @@ def _record(
     reports = [f.report for f in flights]
     weight = sum(r.weight for r in reports)
     loss = sum(r.loss_sum for r in reports) / weight if weight > 0 else 0.0
+    loss = loss if isfinite(loss) else 0.0
     elapsed = ctx.state.elapsed_ns + max(0, now_ns - ctx.mark_ns)
     ctx.mark_ns = now_ns
     return Committed(
