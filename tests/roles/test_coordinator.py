@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.scenarios.notation import read
+import pytest
+from tests.scenarios.notation import read, split
 from tests.scenarios.stages import JOB, CoordinatorStage, S, make_spec
 
 from medley.protocol import effects as fx
@@ -162,3 +163,48 @@ def test_a_worker_that_was_only_slow_gets_longer_the_next_time() -> None:
     said(stage, "w1", f"BaseWanted lease={first}")
     stage.event(["tick", "40"])
     assert first in leases_of(stage, "w1"), "twice the patience"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "leases=[]",
+        "leases=[1 1]",
+        "leases=[1] base=7",
+        "leases=[1] base=0 oldest_base=5",
+        "leases=[1] base=-1 oldest_base=-1",
+        "leases=[1] weight=nan",
+        "leases=[1] weight=-3",
+        "leases=[1] tokens=9000000000000000000",
+    ],
+)
+def test_an_update_that_makes_no_sense_is_refused_and_changes_nothing(lie: str) -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    words = split(f"UpdateReady update=a {lie}")
+    effects = stage.handle(Heard("w1", read(words, JOB, 1)))
+    assert [type(f) for f in effects] == [fx.Reject]
+    assert not stage.coordinator.runs[JOB].ctx.roster.updates
+
+
+def test_a_node_speaks_only_of_the_shards_it_holds() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    said(stage, "w1", "UpdateReady update=a leases=[1] base=0")
+    for line in (
+        "Staged shard=0 update=a",
+        "LoadFailed shard=0 version=0",
+        "PartFailed shard=0 version=0",
+        "EngineDown shard=0",
+        "Staged shard=5 update=a",
+    ):
+        assert [type(f) for f in said(stage, "w1", line)] == [fx.Reject]
+    assert states(stage) == {JOB: "running"}
+    assert stage.coordinator.runs[JOB].state.version == 0
+
+
+def test_a_heartbeat_about_a_job_that_waits_changes_nothing() -> None:
+    stage = CoordinatorStage({})
+    stage.handle(Submit("k", SPEC, 2))
+    worker, shard = m.WorkerStatus("k", 0, (1,), ("a",), "idle"), m.ShardStatus("k", 0, 0, 0, (), (), True)
+    stage.handle(Heard("w1", m.Heartbeat("w1", (worker,), (shard,))))
+    stage.handle(Heard("w1", m.UpdateReady("k", 0, "a", (1,), 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, True)))
+    assert states(stage)["k"] == "queued"

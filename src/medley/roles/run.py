@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from medley.protocol.effects import Effect
+from medley.protocol.effects import Effect, Reject
 from medley.protocol.engine import (
     Exported,
     Failed,
@@ -57,6 +57,8 @@ from medley.roles.state import RunState, apply
 
 FUTILE = 24  # engines that end, one after the other, before the job stops with the reason
 POISON = 4  # failures of one span before the job stops with the reason
+OF_WORKERS = EngineUp | EngineDown | Ready  # ... where the shard is -1
+OF_SHARDS = OF_WORKERS | PeersSet | Staged | Applied | PartWritten | PartFailed | LoadFailed
 
 
 class Run:
@@ -174,10 +176,26 @@ class Run:
 
     def heard(self, node: NodeId, message: FromNode, now_ns: int) -> None:
         """A message of this job, from a connected node."""
+        ctx = self.ctx
+        if ctx.plan is None:
+            return  # nobody has a part in it yet
         if isinstance(message, Hello | Heartbeat):
-            reconcile.compare(self.ctx, node, message, now_ns)
-        elif message.job == self.ctx.job and message.generation == self.ctx.generation:
+            reconcile.compare(ctx, node, message, now_ns)
+        elif message.job != ctx.job or message.generation != ctx.generation or self.over:
+            return
+        elif self._speaks(node, message):
             self._heard_fenced(node, message, now_ns)
+        else:
+            ctx.out.append(Reject(node, f"{type(message).__name__} of a shard that it does not hold"))
+
+    def _speaks(self, node: NodeId, message: FromNode) -> bool:
+        """Only who holds a shard speaks of it, and only its primary of its part of a checkpoint."""
+        if not isinstance(message, OF_SHARDS) or (message.shard == -1 and isinstance(message, OF_WORKERS)):
+            return True
+        place = next((p for p in self.state.places if p.shard == message.shard), None)
+        if place is None:
+            return False
+        return node == place.primary if isinstance(message, PartWritten | PartFailed) else node in replica_nodes(place)
 
     def _heard_fenced(self, node: NodeId, message: FromNode, now_ns: int) -> None:
         ctx = self.ctx
