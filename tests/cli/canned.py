@@ -15,6 +15,7 @@ from typing import Any
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import UserError
 from medley.protocol.wire import Envelope
+from medley.runtimes.lock import Lock
 from medley.transports.control.contract import Limits
 from medley.transports.control.server import ControlServer
 from medley.transports.identity import Authority
@@ -106,9 +107,11 @@ def running(directory: Path) -> Iterator[Canned]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     server = asyncio.run_coroutine_threadsafe(_open(directory, canned), loop).result(20)
+    lock = Lock(directory / "lock", "a coordinator runs there")
     try:
         yield canned
     finally:
+        lock.release()
         asyncio.run_coroutine_threadsafe(server.close(), loop).result(20)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(20)

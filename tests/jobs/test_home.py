@@ -10,6 +10,7 @@ import pytest
 
 from medley.jobs.home import Whereabouts, coordinator_dir, home, is_running, node_dir, operator, whereabouts
 from medley.protocol.errors import UserError
+from medley.runtimes.lock import Lock
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +38,14 @@ def test_a_running_coordinator_is_found() -> None:
         json.dumps({"control": "127.0.0.1:1", "door": "d", "http": "h", "pid": os.getpid(), "term": 3}),
     )
     assert whereabouts(coordinator_dir()) == Whereabouts("127.0.0.1:1", "d", "h", os.getpid())
+    lock = Lock(coordinator_dir() / "lock", "taken")
     assert is_running(coordinator_dir())
+    lock.release()
+    assert not is_running(coordinator_dir())
 
 
-def test_the_file_of_a_killed_one_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psutil.pid_exists", lambda pid: False)
-    leave(coordinator_dir(), '{"control": "127.0.0.1:1", "pid": 4242}')
+def test_the_file_of_a_killed_one_does_not_count_though_its_number_is_in_use_again() -> None:
+    leave(coordinator_dir(), json.dumps({"control": "127.0.0.1:1", "pid": os.getpid()}))
     assert not is_running(coordinator_dir())
 
 

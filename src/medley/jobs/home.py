@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medley.transports.control.operator import OperatorClient
 
 ADDRESS: Final = "address.json"
+LOCK: Final = "lock"  # held by the watchdog for as long as it keeps a coordinator there
 CREDENTIALS: Final = "operator.pem"
 MAX_ADDRESS_NBYTES: Final = 16 << 10
 
@@ -67,12 +68,9 @@ def whereabouts(directory: Path) -> Whereabouts | None:
 
 def is_running(directory: Path) -> bool:
     """Whether a coordinator of this machine runs in a directory; a file left by a killed one does not count."""
-    found = whereabouts(directory)
-    if found is None:
-        return False
-    import psutil
+    from medley.runtimes.lock import is_held
 
-    return not found.pid or psutil.pid_exists(found.pid)
+    return whereabouts(directory) is not None and is_held(directory / LOCK)
 
 
 def operator(coordinator: str | None = None) -> OperatorClient:

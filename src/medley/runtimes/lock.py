@@ -33,6 +33,21 @@ class Lock:
         os.close(self._descriptor)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock now. A file that is missing or not ours to open counts as free."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        _lock(descriptor)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(descriptor: int) -> None:
     if sys.platform == "win32":
         import msvcrt
