@@ -208,3 +208,41 @@ def test_a_heartbeat_about_a_job_that_waits_changes_nothing() -> None:
     stage.handle(Heard("w1", m.Heartbeat("w1", (worker,), (shard,))))
     stage.handle(Heard("w1", m.UpdateReady("k", 0, "a", (1,), 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, True)))
     assert states(stage)["k"] == "queued"
+
+
+def prepares(effects: list[fx.Effect]) -> int:
+    return sum(isinstance(c, e.PrepareJob) for c in commands(effects))
+
+
+def test_a_job_resumed_while_its_preparer_works_waits_for_that_one() -> None:
+    stage = CoordinatorStage({})
+    stage.handle(Cancel(JOB, 2))
+    assert prepares(stage.handle(Submit("k", SPEC, 2))) == 1
+    stage.handle(Cancel("k", 3))
+    assert prepares([*stage.handle(Resume("k", 4)), *stage.handle(Tick(0))]) == 0
+    assert states(stage)["k"] == "preparing"
+    stage.handle(EngineSaid(e.JobPrepared("k", text(stage.plan))))
+    assert states(stage)["k"] == "running"
+
+
+def test_what_a_preparer_or_an_exporter_says_too_late_changes_nothing() -> None:
+    stage = CoordinatorStage({})
+    stage.handle(Cancel(JOB, 2))
+    stage.handle(EngineSaid(e.Exported(JOB, 0, "out")))
+    stage.handle(EngineSaid(e.Failed("export", JOB, "killed", True, True)))
+    stage.handle(EngineSaid(e.Failed("prepare", JOB, "killed", True, True)))
+    assert states(stage) == {JOB: "cancelled"}
+
+
+def test_a_resumed_job_does_not_take_the_pool_from_the_running_one() -> None:
+    stage = CoordinatorStage({})
+    stage.handle(Cancel(JOB, 2))
+    stage.handle(Submit("k", SPEC, 2))
+    stage.handle(EngineSaid(e.JobPrepared("k", text(stage.plan))))
+    stage.handle(Resume(JOB, 3))
+    assert states(stage) == {JOB: "queued", "k": "running"}
+    stage._boot()
+    assert stage.coordinator.active == "k"
+    stage.handle(Cancel("k", 4))
+    stage.handle(Tick(0))
+    assert (stage.coordinator.active, states(stage)[JOB]) == (JOB, "running")

@@ -86,6 +86,7 @@ class Context:
     measuring_node: NodeId = ""
     measuring_ns: int = 0
     mark_ns: int = 0
+    preparing: bool = False  # a preparer is at work, whoever still waits for it
     exporting: bool = False
     unfit: dict[tuple[NodeId, str], str] = field(default_factory=dict)  # (node, boot) that cannot do it, and why
     explained: dict[str, str] = field(default_factory=dict)

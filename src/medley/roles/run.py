@@ -21,7 +21,6 @@ from medley.protocol.engine import (
     Failed,
     JobPrepared,
     PeersKnown,
-    PrepareJob,
     Sealed,
     SetPeers,
     VaultReport,
@@ -85,10 +84,12 @@ class Run:
         """
         ctx = self.ctx
         ctx.roster.keys_number = max(ctx.roster.keys_number, number)
-        if self.state.state == "queued":
+        if self.state.state == "queued" and ctx.plan is not None:
+            ctx.persist(StateChanged(ctx.job, "running", "it goes on from its newest checkpoint", ctx.wall_ns))
+        elif self.state.state == "queued":
             ctx.persist(StateChanged(ctx.job, "preparing", "its data and model are prepared", ctx.wall_ns))
         if self.state.state == "preparing":
-            ctx.run(PrepareJob(ctx.job, self.state.spec, ""))
+            saving.prepare(ctx)
         self.vault_opened(vault)
         return self.take()
 
@@ -116,14 +117,15 @@ class Run:
         return self.state.version > self.state.checkpoints[-1].version and self.ctx.shards_ready()
 
     def resume(self) -> list[Effect]:
-        """From cancelled or failed back to running, from the newest checkpoint, in a new generation."""
+        """From cancelled or failed back into the queue; then from the newest checkpoint, in a new generation."""
         ctx = self.ctx
+        ctx.persist(StateChanged(ctx.job, "queued", "resumed by a person", ctx.wall_ns))
         if ctx.plan is None:
-            ctx.persist(StateChanged(ctx.job, "preparing", "resumed by a person", ctx.wall_ns))
+            ctx.tries = 0
             return self.take()
-        ctx.persist(StateChanged(ctx.job, "running", "resumed by a person", ctx.wall_ns))
-        number = ctx.roster.keys_number
+        number, exporting = ctx.roster.keys_number, ctx.exporting
         self.ctx = ctx = Context(self.state, ctx.pool, ctx.vault, ctx.wall_ns, plan=ctx.plan, out=ctx.out)
+        ctx.exporting = exporting
         ctx.roster.keys_number = number
         for place in self.state.places:
             for node in replica_nodes(place):
@@ -156,6 +158,7 @@ class Run:
             case PeersKnown(number):
                 ctx.roster.vault_number = max(ctx.roster.vault_number, number)
             case JobPrepared():
+                ctx.preparing = False
                 if self.state.state == "preparing":
                     ctx.persist(Prepared(ctx.job, report.plan))
                     ctx.plan = self.state.parsed_plan()
@@ -164,7 +167,7 @@ class Run:
             case Sealed():
                 saving.sealed(ctx, report, now_ns)
             case Exported():
-                saving.exported(ctx)
+                saving.exported(ctx, report)
             case Failed(what) if what in ("prepare", "export"):
                 saving.child_failed(ctx, report)
             case Failed(what) if what == "seal":

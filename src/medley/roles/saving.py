@@ -11,7 +11,7 @@ from math import isfinite
 
 from medley.protocol.codec import text
 from medley.protocol.effects import Compact
-from medley.protocol.engine import ExportJob, Failed, PrepareJob, SealCheckpoint, Sealed
+from medley.protocol.engine import Exported, ExportJob, Failed, PrepareJob, SealCheckpoint, Sealed
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Evaluate, Evaluated, Leave, PartFailed, PartWritten, WritePart
 from medley.protocol.records import CheckpointSealed, HeldoutMeasured, Returned, Snapshot, StateChanged
@@ -238,19 +238,32 @@ def _finish(ctx: Context) -> None:
 
 def child_failed(ctx: Context, report: Failed) -> None:
     """Preparing or exporting failed: try again, unless that cannot help."""
+    if report.what == "prepare":
+        ctx.preparing = False
+    else:
+        ctx.exporting = False
+    if ctx.state.state != ("preparing" if report.what == "prepare" else "finishing"):
+        return  # nobody waits for it any more
     ctx.tries += 1
     if report.fatal or ctx.tries >= HOPELESS:
         fail(ctx, report.reason)
         return
     ctx.explain(ctx.job, f"{report.what} failed and is tried again ({ctx.tries}): {report.reason}")
     if report.what == "prepare":
+        prepare(ctx)
+
+
+def prepare(ctx: Context) -> None:
+    """Begin to prepare, unless an earlier preparer is still at it: its answer will do."""
+    if not ctx.preparing:
+        ctx.preparing = True
         ctx.run(PrepareJob(ctx.job, ctx.state.spec, ""))
-    else:
-        ctx.exporting = False
 
 
-def exported(ctx: Context) -> None:
-    _leave(ctx, "done", ctx.state.reason)
+def exported(ctx: Context, report: Exported) -> None:
+    ctx.exporting = False
+    if ctx.state.state == "finishing" and report.version == ctx.state.version:
+        _leave(ctx, "done", ctx.state.reason)
 
 
 def fail(ctx: Context, reason: str) -> None:
