@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from medley.engines.stored import load_stored
 from medley.models.export import save
 from medley.models.load import load_model
 from medley.models.lora import placement_key
@@ -42,6 +43,22 @@ def test_an_adapter_loads_in_plain_peft_with_the_same_logits(
     expected = network.eval()(input_ids=tokens).logits
     torch.testing.assert_close(again(input_ids=tokens).logits, expected)
     assert not torch.allclose(before, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("base", ["llama-tiny", "opt-tiny"])
+def test_a_base_that_was_drawn_at_random_goes_with_its_adapter(base: str, tokenizer: Any, tmp_path: Path) -> None:
+    network = load_model(Model(base=base, lora=Lora(rank=4)), 0, tokenizer)
+    torch.manual_seed(5)
+    for p in network.parameters():
+        if p.requires_grad:
+            p.data += torch.randn_like(p) * 0.1
+    for _ in range(2):  # saving leaves the network as it was
+        save(network, tokenizer, tmp_path / "adapter")
+    tokens = torch.tensor([[1, 5, 9, 20]])
+    expected = network.eval()(input_ids=tokens).logits
+    moved = (tmp_path / "adapter").rename(tmp_path / "elsewhere")
+    again, _ = load_stored(moved, "fp32")
+    torch.testing.assert_close(again.cpu().eval()(input_ids=tokens).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_every_linear_layer_of_the_blocks_is_adapted_and_nothing_else_is_trained(tokenizer: Any) -> None:

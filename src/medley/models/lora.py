@@ -6,6 +6,7 @@ shard holds both; what `save_adapter` writes loads with plain `PeftModel.from_pr
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from medley.protocol.errors import UserError
 from medley.protocol.spec import Lora
 
+BASE = "base"
 MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A.", ".lora_embedding_B.")
 
 
@@ -55,5 +57,23 @@ def is_adapted(network: nn.Module) -> bool:
 
 
 def save_adapter(network: Any, directory: Path) -> None:
-    """`adapter_config.json` and `adapter_model.safetensors`."""
+    """`adapter_config.json` and `adapter_model.safetensors`.
+
+    A base that was drawn at random lies nowhere else, so it goes into `base/` inside, and the configuration names it
+    as a relative path; one that was loaded is named as it was.
+    """
     network.save_pretrained(str(directory), safe_serialization=True)
+    base = network.get_base_model()
+    if base.name_or_path:
+        return
+    base.save_pretrained(str(directory / BASE), state_dict=_without_adapters(base), safe_serialization=True)
+    # Written afterwards: PEFT would look for a name that it saves, on the hub too.
+    path = directory / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": BASE}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _without_adapters(base: nn.Module) -> dict[str, Any]:
+    """The parameters as they are called in a network that nothing was injected into."""
+    kept = {name: t for name, t in base.state_dict().items() if not any(mark in name for mark in MARKS)}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in kept.items()}
