@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medley.data.examples import Example
-from medley.data.template import PLAIN, check_questions, prompt_tokens, tokens_of, windows
+from medley.data.template import PLAIN, chat_template, check_questions, prompt_tokens, tokens_of, windows
 from medley.models.tokenizer import train_tokenizer
 from medley.protocol.errors import UserError
 
@@ -80,3 +81,15 @@ def test_the_directory_loads_with_plain_transformers(tokenizer: Any, tmp_path: P
 def test_a_vocabulary_without_room_for_all_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.vocab_size is 100; at least 262"):
         train_tokenizer(["a"], 100, tmp_path)
+
+
+@pytest.mark.parametrize("template", ["plain", 'Say "{question}"!\nÄ {question} 🙂 {% x %}\n{{y}}\\:'])
+def test_a_template_of_the_job_is_written_as_jinja_that_asks_the_same(template: str, tokenizer: Any) -> None:
+    trained = tokens_of(tokenizer, "What is a <b>fever</b>?", "It is {heat}.", template)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = chat_template(template)
+    assert tokens_of(tokenizer, "What is a <b>fever</b>?", "It is {heat}.") == trained
+
+
+def test_no_template_of_the_job_leaves_the_tokenizers_own() -> None:
+    assert chat_template("auto") == ""

@@ -7,6 +7,7 @@ Leaves to others: how windows share a sequence (`pack`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,20 @@ def tokens_of(tokenizer: Any, question: str, answer: str, template: str = "auto"
 def prompt_tokens(tokenizer: Any, question: str, template: str = "auto") -> list[int]:
     """What a model trained here wants to read before it answers `question`."""
     return tokens_of(tokenizer, question, "", template)[0]
+
+
+def chat_template(template: str) -> str:
+    """A template as jinja, with which any library asks as the model was trained; '' for 'auto', which is none."""
+    if template == "auto":
+        return ""
+    literals = [json.dumps(part, ensure_ascii=False) for part in _plain(template).split("{question}")]
+    asked = " + m['content'] + ".join(literals)
+    return (
+        "{{ bos_token or '' }}{% for m in messages %}"
+        "{% if m['role'] == 'user' %}{{ " + asked + " }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + (eos_token or '') }}"
+        "{% else %}{{ m['content'] + '\\n\\n' }}{% endif %}{% endfor %}"
+    )
 
 
 def _texts(tokenizer: Any, question: str, answer: str, template: str) -> tuple[str, str]:

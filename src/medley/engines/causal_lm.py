@@ -18,7 +18,7 @@ from torch import nn
 from medley.data.examples import Example
 from medley.data.pack import Row, alone, arrays, lengths, pack
 from medley.data.prepare import Prepared, open_prepared
-from medley.data.template import Window, check_questions, windows
+from medley.data.template import Window, chat_template, check_questions, windows
 from medley.engines.memory import TOKENS_AT_ONCE
 from medley.engines.task import Loss, Task
 from medley.models.dtype import choose_device
@@ -88,7 +88,7 @@ class CausalLMTask(Task):
         return Loss(total, count, correct, batch.real_tokens)
 
     def save(self, model: nn.Module, directory: Path) -> None:
-        save(model, self.tokenizer, directory)
+        save(model, self.tokenizer, directory, chat_template(self.spec.data.template))
 
     def _cut(self, example: Example) -> list[Window]:
         found = self._windows.get(example)
