@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +44,7 @@ from medley.protocol.errors import Damaged, FrameError, MedleyError, Unavailable
 from medley.protocol.messages import Address
 from medley.protocol.plan import Plan
 from medley.runtimes.children.environment import encrypted, host, room
+from medley.runtimes.children.mapped import mapped
 from medley.runtimes.children.plane import Admission, fetch, open_plane, peer_of
 from medley.runtimes.pipe import ChildLink
 from medley.store.checkpoints import Part
@@ -51,6 +53,7 @@ from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
 
 T = TypeVar("T")
+UNFINISHED = "medley-part-"
 STAGED_MAX = 4096  # updates; far above workers x in_flight of any sensible fleet
 
 
@@ -222,27 +225,29 @@ class ShardHost:
         self._start(self._write(generation, version, cut))
 
     async def _write(self, generation: int, version: int, cut: Cut) -> None:
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=room(), ignore_cleanup_errors=True) as folder,
+                await asyncio.to_thread(_written, cut, Path(folder)) as content,
+            ):
+                kept = await self._deposit(generation, version, content)
+        except (MedleyError, OSError) as error:
+            self._link.send(Failed("write", str(version), str(error), False, False))
+        else:
+            self._link.send(WroteVersion(generation, version, kept.file, kept.sha256, kept.nbytes))
+
+    async def _deposit(self, generation: int, version: int, content: memoryview) -> Part:
         assert self.plane is not None
-        with tempfile.TemporaryDirectory(prefix="medley-part-", dir=room()) as folder:
-            path = Path(folder) / "part.safetensors"
-            try:
-                await asyncio.to_thread(cut.write, path)
-                content = await asyncio.to_thread(path.read_bytes)
-                header = Header(
-                    kind=Kind.ARTIFACT,
-                    run=self._opened.job,
-                    name=f"part/{version}/{self._opened.shard}",
-                    generation=generation,
-                    version=version,
-                    nbytes=len(content),
-                    digest=xxhash.xxh3_128_digest(content),
-                )
-                reply = await self.plane.put(peer_of(self._vault), header, [content])
-                kept = msgspec.json.decode(reply, type=Part)
-            except (MedleyError, OSError) as error:
-                self._link.send(Failed("write", str(version), str(error), False, False))
-                return
-        self._link.send(WroteVersion(generation, version, kept.file, kept.sha256, kept.nbytes))
+        header = Header(
+            kind=Kind.ARTIFACT,
+            run=self._opened.job,
+            name=f"part/{version}/{self._opened.shard}",
+            generation=generation,
+            version=version,
+            nbytes=content.nbytes,
+            digest=await asyncio.to_thread(xxhash.xxh3_128_digest, content),
+        )
+        return msgspec.json.decode(await self.plane.put(peer_of(self._vault), header, [content]), type=Part)
 
     async def _relay(self, update: str) -> None:
         """Pass a part on to the backup; the coordinator waits for the backup's own word."""
@@ -276,6 +281,12 @@ class ShardHost:
             self._tasks = tasks
             while True:
                 await self.execute(await self._link.commands.get())
+
+
+def _written(cut: Cut, folder: Path) -> AbstractContextManager[memoryview]:
+    path = folder / "part.safetensors"
+    cut.write(path)
+    return mapped(path)
 
 
 async def serve() -> None:

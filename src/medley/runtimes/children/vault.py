@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from medley.protocol.engine import (
     SetPeers,
 )
 from medley.protocol.errors import Damaged, MedleyError
+from medley.runtimes.children.mapped import mapped
 from medley.runtimes.children.plane import DAMAGED, Admission, open_plane
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import ChildLink
@@ -105,15 +107,13 @@ class Vault:
         return Refuse(f"the vault has no '{header.name}'")
 
     def _artifact(self, digest: str) -> Source:
-        with self._artifacts.opened(digest) as file:
-            content = file.read()
-        return Source([content], len(content))
+        with self._artifacts.opened(digest):
+            return _source(self._artifacts.path(digest))
 
     def _part(self, job: str, version: int, shard: str) -> Source:
         manifest = self._checkpoints.manifest(job, version)
         with self._checkpoints.open_part(manifest, shard) as path:
-            content = path.read_bytes()
-        return Source([content], len(content))
+            return _source(path)
 
     def _incoming(self, header: Header) -> Path:
         name = f"{header.generation}-{header.name.replace('/', '-')}"
@@ -152,6 +152,13 @@ class Vault:
         sealed = self._checkpoints.seal(command.job, manifest)
         self._checkpoints.keep_only(command.job, command.keep)
         return Sealed(command.job, command.version, sealed.digest, sum(p.nbytes for p in command.parts))
+
+
+def _source(path: Path) -> Source:
+    """A file as an answer: mapped, however large and however many ask."""
+    held = ExitStack()
+    content = held.enter_context(mapped(path))
+    return Source([content], content.nbytes, held.close)
 
 
 async def serve() -> None:

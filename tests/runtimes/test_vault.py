@@ -1,0 +1,36 @@
+"""The vault serves files without holding them, and takes parts only of jobs that it has."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medley.runtimes.children.mapped import mapped
+from medley.runtimes.children.vault import Vault
+from medley.transports.tensors.contract import Source
+from medley.transports.tensors.wire import Header, Kind
+
+
+@pytest.mark.parametrize("content", [b"", b"some bytes"])
+def test_a_mapped_file_is_its_bytes_and_may_go_while_a_slice_lives(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with mapped(path) as view:
+        kept = view[:4]
+        assert bytes(view) == content
+        assert view.readonly
+    assert bytes(kept) == content[:4]
+
+
+def test_an_artifact_is_served_as_it_lies_on_disk(tmp_path: Path) -> None:
+    link: Any = None
+    vault = Vault(link, tmp_path)
+    digest = vault._artifacts.put([b"a tokenizer"]).digest
+    source = asyncio.run(vault.asked(b"", Header(kind=Kind.ARTIFACT, run="j", name=f"artifact/{digest}")))
+    assert isinstance(source, Source)
+    assert (bytes(source.buffers[0]), source.nbytes) == (b"a tokenizer", 11)
+    assert source.release is not None
+    source.release()
