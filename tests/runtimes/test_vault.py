@@ -10,6 +10,7 @@ import pytest
 
 from medley.runtimes.children.mapped import mapped
 from medley.runtimes.children.vault import Vault
+from medley.runtimes.leftovers import sweep
 from medley.transports.tensors.contract import Source
 from medley.transports.tensors.wire import Header, Kind
 
@@ -34,3 +35,23 @@ def test_an_artifact_is_served_as_it_lies_on_disk(tmp_path: Path) -> None:
     assert (bytes(source.buffers[0]), source.nbytes) == (b"a tokenizer", 11)
     assert source.release is not None
     source.release()
+
+
+def test_sealing_sweeps_what_older_checkpoints_left_half_sent(tmp_path: Path) -> None:
+    link: Any = None
+    vault = Vault(link, tmp_path)
+    incoming = tmp_path / "incoming" / "j"
+    incoming.mkdir(parents=True)
+    for name in ("1-part-3-0.part", "1-part-3-0.sums", "2-part-5-1.part", "2-part-6-0.part", "other"):
+        (incoming / name).touch()
+    vault._sweep("j", 5)
+    assert sorted(path.name for path in incoming.iterdir()) == ["2-part-6-0.part", "other"]
+
+
+def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "medley-part-abc").mkdir()
+    (tmp_path / "medley-part-abc" / "part.safetensors").touch()
+    (tmp_path / "medley-prepare-x").touch()
+    (tmp_path / "kept").touch()
+    sweep(tmp_path, "medley-part-*", "medley-prepare-*")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

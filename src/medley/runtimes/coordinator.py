@@ -45,6 +45,7 @@ from medley.runtimes.children.environment import PORTS
 from medley.runtimes.chronicle import Chronicle
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.door import Door
+from medley.runtimes.leftovers import sweep
 from medley.runtimes.process import EngineProcess
 from medley.store.eventlog import Entry, EventLog
 from medley.transports.control.contract import Limits
@@ -83,6 +84,7 @@ class CoordinatorHost:
         self.metrics = Metrics()
         self.log = logger("coordinator")
         options.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sweep(options.directory, "medley-prepare-*", "medley-export-*")
         self.names = advertised(options.host, options.advertised)
         self.authority = Authority.open(options.directory, self.clock.wall_ns())
         self._store = EventLog.open(options.url or f"sqlite:///{options.directory / 'events.db'}")

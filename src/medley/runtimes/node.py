@@ -45,7 +45,9 @@ from medley.runtimes.addresses import route_to, split
 from medley.runtimes.causes import Causes
 from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM
 from medley.runtimes.clock import SystemClock
+from medley.runtimes.leftovers import sweep
 from medley.runtimes.process import EngineProcess
+from medley.store.artifacts import ArtifactStore
 from medley.transports.control.client import ControlClient, renew
 from medley.transports.identity import Credentials, needs_renewal, signing_request
 
@@ -111,6 +113,7 @@ class NodeHost:
 
     async def run(self) -> None:
         """Connect, host roles, never return."""
+        await asyncio.to_thread(self._tidy)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._consume())
@@ -124,6 +127,12 @@ class NodeHost:
                 self._inbox,
                 disconnected=self._disconnected,
             )
+
+    def _tidy(self) -> None:
+        """An earlier life's engines are gone; so may be what they were writing."""
+        room = self._options.directory
+        sweep(room, "medley-part-*", "trees/medley-tree-*")
+        ArtifactStore(room / "artifacts").sweep(self._clock.wall_ns())
 
     # -- the control stream -----------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ from medley.transports.tensors.wire import Header, Kind
 PART_NBYTES_MAX = 64 * 2**30
 # A peer's words become paths: what may stand in one is decided here and not by the peer.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_INCOMING = re.compile(r"[0-9]+-part-([0-9]+)-[0-9]+(?:\.part|\.sums)?")
 _PART = re.compile(r"part/[0-9]{1,18}/[0-9]{1,9}")
 
 
@@ -151,7 +152,16 @@ class Vault:
         )
         sealed = self._checkpoints.seal(command.job, manifest)
         self._checkpoints.keep_only(command.job, command.keep)
+        self._sweep(command.job, command.version)
         return Sealed(command.job, command.version, sealed.digest, sum(p.nbytes for p in command.parts))
+
+    def _sweep(self, job: str, version: int) -> None:
+        """Parts on their way to checkpoints that are history now: whoever sent them died or was rolled back."""
+        arriving = {name for path in list(self._parts) for name in (f"{path.name}.part", f"{path.name}.sums")}
+        for file in (self._root / "incoming" / job).glob("*-part-*"):
+            named = _INCOMING.fullmatch(file.name)
+            if named and int(named[1]) <= version and file.name not in arriving:
+                file.unlink(missing_ok=True)
 
 
 def _source(path: Path) -> Source:
@@ -166,6 +176,7 @@ async def serve() -> None:
     first = await link.commands.get()
     assert isinstance(first, OpenVault)
     root = Path(first.root)
+    await asyncio.to_thread(ArtifactStore(root / "artifacts").sweep, SystemClock().wall_ns())
     vault = Vault(link, root)
     keep = root / "vault.json"
     curve, port = _remembered(keep)
