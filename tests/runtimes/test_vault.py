@@ -11,7 +11,7 @@ import pytest
 from medley.runtimes.children.mapped import mapped
 from medley.runtimes.children.vault import Vault
 from medley.runtimes.leftovers import sweep
-from medley.transports.tensors.contract import Source
+from medley.transports.tensors.contract import Accept, Refuse, Source
 from medley.transports.tensors.wire import Header, Kind
 
 
@@ -55,3 +55,20 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     sweep(tmp_path, "medley-part-*", "medley-prepare-*")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_parts_of_unknown_jobs_are_refused(tmp_path: Path) -> None:
+    link: Any = None
+    vault = Vault(link, tmp_path)
+    header = Header(kind=Kind.ARTIFACT, run="j", name="part/3/0", nbytes=8, digest=bytes(16))
+    refused = asyncio.run(vault.offer(b"", header))
+    assert isinstance(refused, Refuse)
+    assert "no job 'j'" in refused.reason
+    assert not (tmp_path / "incoming").exists()
+    known = tmp_path / "checkpoints" / "j" / "checkpoint-0000000000"
+    known.mkdir(parents=True)
+    (known / "manifest.json").touch()
+    accepted = asyncio.run(vault.offer(b"", header))
+    assert isinstance(accepted, Accept)
+    assert accepted.dropped is not None
+    accepted.dropped()

@@ -69,6 +69,8 @@ class Vault:
             return Refuse(f"the vault takes checkpoint parts, not '{header.name}'")
         if not _PLAIN.fullmatch(header.run) or not _PART.fullmatch(header.name):
             return Refuse("this is no name of a checkpoint part")
+        if not await asyncio.to_thread(self._checkpoints.versions, header.run):
+            return Refuse(f"there is no job '{header.run}' here: one that runs has a checkpoint from its preparation")
         if header.nbytes > PART_NBYTES_MAX:
             return Refuse(f"a part of {header.nbytes} bytes is over the limit of {PART_NBYTES_MAX}")
         path = self._incoming(header)
