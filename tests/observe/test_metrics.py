@@ -20,14 +20,12 @@ def test_what_was_counted_is_rendered() -> None:
     metrics = Metrics()
     metrics.commits_total.labels("j1").inc(3)
     metrics.aborts_total.labels("j1", "stale").inc()
-    metrics.bytes_total.labels("tensors", "in").inc(4096)
     metrics.heldout_loss.labels("j1").set(2.5)
     metrics.staleness.labels("j1").observe(3)
     metrics.persist_seconds.observe(0.004)
     found = _samples(metrics)
     assert found["medley_commits_total", (("job", "j1"),)] == 3
     assert found["medley_aborts_total", (("job", "j1"), ("reason", "stale"))] == 1
-    assert found["medley_bytes_total", (("direction", "in"), ("plane", "tensors"))] == 4096
     assert found["medley_heldout_loss", (("job", "j1"),)] == 2.5
     assert found["medley_staleness_bucket", (("job", "j1"), ("le", "4.0"))] == 1
     assert found["medley_persist_seconds_bucket", (("le", "0.005"),)] == 1

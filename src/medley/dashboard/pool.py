@@ -162,11 +162,26 @@ def _decision(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def gauge(host: CoordinatorHost) -> None:
+    """Set what is read off the pool as it is now rather than counted; a job that is over has no such figures."""
+    metrics = host.metrics
+    for instrument in (metrics.leases_open, metrics.workers, metrics.shards):
+        instrument.clear()
+    for job, run in host.role.runs.items():
+        if run.over:
+            continue
+        roster, samples = run.ctx.roster, run.state.samples
+        metrics.leases_open.labels(job).set(len(samples.leases) if samples is not None else 0)
+        metrics.workers.labels(job).set(sum(w.ready for w in roster.workers.values()))
+        metrics.shards.labels(job).set(sum(r.ready for r in roster.replicas.values()))
+
+
 @asynccontextmanager
 async def serve_page(host: CoordinatorHost, operator: Operator) -> AsyncIterator[str]:
     """The page and /metrics on loopback; yields their address. Raises UserError for a port in use."""
 
     async def metrics(request: Request) -> Response:
+        gauge(host)
         return Response(host.metrics.render(), media_type=CONTENT_TYPE)
 
     answers = Answers(host.options.directory)

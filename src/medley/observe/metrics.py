@@ -25,15 +25,12 @@ class Metrics:
         self.samples_committed_total = self._counter(
             "samples_committed", "Samples in committed updates", "job"
         )
-        self.tokens_total = self._counter("tokens", "Answer tokens in committed updates", "job")
-        self.bytes_total = self._counter(
-            "bytes", "Bytes carried, by plane and direction", "plane", "direction"
-        )
+        self.tokens_total = self._counter("tokens", "Tokens read for committed updates, padding apart", "job")
         self.leases_open = self._gauge(
             "leases_open", "Leases granted and neither committed nor revoked", "job"
         )
-        self.workers = self._gauge("workers", "Workers that are alive", "job")
-        self.shards = self._gauge("shards", "Shards that are alive", "job")
+        self.workers = self._gauge("workers", "Workers that are connected and ready", "job")
+        self.shards = self._gauge("shards", "Copies of shards that are connected and ready", "job")
         self.loss = self._gauge("loss", "Training loss of the last commit, nats per answer token", "job")
         self.heldout_loss = self._gauge("heldout_loss", "Last held-out loss, nats per answer token", "job")
         self.staleness = self._histogram(
