@@ -57,6 +57,11 @@ class Canned:
                 "job": JOB, "commits": [COMMIT], "heldout": [HELDOUT],
                 "checkpoints": [{"version": 2, "nbytes": 4096}],
             },
+            "history": lambda body: (
+                {"entries": [{"kind": "commit", **COMMIT}], "next": 1}
+                if not body["begin"]
+                else {"entries": [{"kind": "heldout", **HELDOUT}], "next": None}
+            ),
             "cancel": {},
             "resume": {},
             "status": {

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medley.cli.asking import Asking, asks
 from medley.cli.shown import UNKNOWN, count, duration, figure, moment, nbytes, pairs, percent, table
+
+if TYPE_CHECKING:
+    from medley.transports.control.operator import OperatorClient
 
 EPILOG = """\b
 Examples:
@@ -48,22 +51,26 @@ def show(asking: Asking, job: str) -> None:
 @click.option("--follow", is_flag=True, help="Go on with what happens, until the job is over or Ctrl-C.")
 @asks
 def logs(asking: Asking, job: str, follow: bool) -> None:
-    """The history of one job, oldest first: commits, evaluations, checkpoints, decisions."""
+    """The history of one job, oldest first: commits, measurements, checkpoints, states, decisions."""
     from medley.jobs.listening import events
 
     with asking.client() as client:
-        answer = client.ask("job", {"job": job})
-        name = answer["job"]["job"]
+        name = client.ask("job", {"job": job})["job"]["job"]
         decisions = client.ask("explain", {"subject": name})["decisions"]
-        past = [
-            *({"kind": "commit", **entry} for entry in answer["commits"]),
-            *({"kind": "heldout", **entry} for entry in answer["heldout"]),
-            *({"kind": "decision", **entry} for entry in decisions),
-        ]
+        past = [*_history(client, name), *({"kind": "decision", **entry} for entry in decisions)]
         for entry in sorted(past, key=lambda one: (one.get("wall_ns", 0), one.get("elapsed_s", 0.0))):
             _log(asking, entry)
         for event in events(client, name) if follow else ():
             _log(asking, event)
+
+
+def _history(client: OperatorClient, job: str) -> Iterator[dict[str, Any]]:
+    """Every entry that the coordinator keeps, page by page."""
+    begin: int | None = 0
+    while begin is not None:
+        page = client.ask("history", {"job": job, "begin": begin})
+        yield from page["entries"]
+        begin = page["next"]
 
 
 @command.command("cancel", epilog="\b\nExample:\n  medley jobs cancel medquad\n")

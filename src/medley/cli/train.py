@@ -72,7 +72,10 @@ def command(
 def _submit(asking: Asking, client: OperatorClient, spec: JobSpec, detach: bool) -> None:
     import msgspec
 
-    job = client.ask("submit", {"spec": msgspec.to_builtins(spec)})["job"]
+    answer = client.ask("submit", {"spec": msgspec.to_builtins(spec)})
+    job = answer["job"]
+    if answer.get("note"):
+        click.echo(f"medley: {answer['note']}", err=True)
     if detach:
         asking.show({"job": job}, [f"{job} submitted; 'medley jobs logs {job} --follow' shows it"])
         return

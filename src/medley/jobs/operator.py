@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from medley.protocol.errors import UserError, did_you_mean
 from medley.protocol.events import Cancel, CoordinatorEvent, Resume, Submit
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.records import NodeRevoked
+from medley.protocol.spec import JobSpec
 from medley.protocol.wire import Envelope
 from medley.roles import ledger
 from medley.roles.context import NodeView
@@ -29,6 +31,8 @@ from medley.roles.run import Run
 from medley.runtimes.addresses import address_of
 from medley.runtimes.coordinator import CoordinatorHost
 
+HISTORY = ("commit", "heldout", "checkpoint", "state", "placement")
+HISTORY_PAGE = 2_000  # entries of an answer, which has at most 16 MiB
 FOLLOW_MAX = 4096  # events that may wait for a slow follower before it is told to ask again
 
 Body = dict[str, Any]
@@ -43,6 +47,7 @@ class Operator:
             "submit": self._submit,
             "jobs": self._jobs,
             "job": self._job,
+            "history": self._history,
             "cancel": self._cancel,
             "resume": self._resume,
             "status": self._status,
@@ -104,7 +109,16 @@ class Operator:
         check(spec)
         job = new_id(spec.name)
         await self._logged(Submit(job, text(spec), self._host.clock.wall_ns()))
-        return {"job": job}
+        return {"job": job, "note": self._note(spec)}
+
+    def _note(self, spec: JobSpec) -> str:
+        """What of a job this coordinator does in its own way, as a sentence; '' where nothing."""
+        encrypts = self._host.options.encrypt
+        if spec.placement.encrypt == encrypts:
+            return ""
+        how = "encrypts every tensor" if encrypts else "encrypts no tensor, since all of it is on one machine"
+        wanted = str(spec.placement.encrypt).lower()
+        return f"placement.encrypt is {wanted}, but is the pool's own choice: this one {how}"
 
     async def _jobs(self, body: Body) -> Body:
         return {"jobs": [self.describe(run) for run in self._host.role.runs.values()]}
@@ -119,6 +133,16 @@ class Operator:
             "checkpoints": [{"version": c.version, "nbytes": c.nbytes} for c in run.state.checkpoints],
             "spec": msgspec.to_builtins(run.state.parsed_spec()),
         }
+
+    async def _history(self, body: Body) -> Body:
+        """A page of what happened to a job, oldest first; `next` is the `begin` of the page after it, or null."""
+        run = self.find(str(body.get("job", "")))
+        begin = max(0, int(body.get("begin", 0)))
+        chronicle = self._host.chronicle
+        past = [entry for kind in HISTORY for entry in chronicle.curve(run.ctx.job, kind)]
+        past.sort(key=itemgetter("wall_ns"))
+        end = begin + HISTORY_PAGE
+        return {"entries": past[begin:end], "next": end if end < len(past) else None}
 
     async def _cancel(self, body: Body) -> Body:
         run = self.find(str(body.get("job", "")))
