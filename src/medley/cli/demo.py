@@ -35,9 +35,7 @@ SHOWN = 5
 @click.option("--workers", type=click.IntRange(1, 16), default=3, show_default=True, help="Worker processes.")
 @click.option("--stay", is_flag=True, help="Keep the page and the API up afterwards, until Ctrl-C.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write a report to this file ('-': stdout).")
-@click.option(
-    "--dir", "directory", type=click.Path(path_type=Path), help="Where to keep its files. Default: below ~/.medley/runs."
-)
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Its files. Default: below ~/.medley/runs.")
 def command(minutes: float, workers: int, stay: bool, json_file: Path | None, directory: Path | None) -> None:
     """Train a small language model across processes, kill one, and ask the result questions.
 
