@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.scenarios.notation import read, split
 from tests.scenarios.stages import JOB, CoordinatorStage, S, make_spec
@@ -11,6 +13,7 @@ from medley.protocol import engine as e
 from medley.protocol import messages as m
 from medley.protocol.codec import text
 from medley.protocol.events import Cancel, EngineSaid, Heard, Resume, Stop, Submit, Tick
+from medley.protocol.spec import JobSpec
 
 SPEC = text(make_spec({}))
 
@@ -246,3 +249,32 @@ def test_a_resumed_job_does_not_take_the_pool_from_the_running_one() -> None:
     stage.handle(Cancel("k", 4))
     stage.handle(Tick(0))
     assert (stage.coordinator.active, states(stage)[JOB]) == (JOB, "running")
+
+
+def test_a_measurement_is_asked_of_nobody_who_computes() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "2"})
+    run = stage.coordinator.runs[JOB]
+    said(stage, "w1", f"BaseWanted lease={leases_of(stage, 'w1')[0]}")
+    said(stage, "w1", "BaseHeld version=0")
+    run.ctx.plan = replace(run.ctx.prepared, heldout=4, spec=measuring(run.ctx.prepared.spec))
+    assert not evaluates(stage.handle(Tick(0)))
+    assert evaluates(said(stage, "w2", f"BaseWanted lease={leases_of(stage, 'w2')[0]}")) == ["w2"]
+
+
+def measuring(spec: JobSpec) -> JobSpec:
+    return replace(spec, train=replace(spec.train, eval_every_commits=1))
+
+
+def evaluates(effects: list[fx.Effect]) -> list[str]:
+    return [f.node for f in effects if isinstance(f, fx.Send) and isinstance(f.message, m.Evaluate)]
+
+
+def test_a_measurement_keeps_nobody_from_a_newer_base() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    ctx = stage.coordinator.runs[JOB].ctx
+    ctx.pin(0, "measurement")
+    said(stage, "w1", "UpdateReady update=a leases=[1] base=0")
+    said(stage, "s1", "Staged shard=0 update=a")
+    assert (ctx.state.version, set(ctx.pins)) == (1, {0})
+    effects = said(stage, "w1", "BaseWanted lease=2")
+    assert any(isinstance(f, fx.Send) and isinstance(f.message, m.Base) and f.message.version == 1 for f in effects)

@@ -20,6 +20,7 @@ from medley.roles.roster import Roster, replica_nodes
 from medley.roles.state import RunState, apply
 
 NOWHERE = Address("", "")
+CHECKPOINT, MEASUREMENT = "checkpoint", "measurement"  # who pins versions, besides nodes
 SHARD_PATIENCE_NS = 5 * NS_PER_S  # a shard's machine may restart for so long before another one takes its place
 
 BACKUP_PATIENCE_NS = 3 * NS_PER_S // 2  # ... where a backup could take over

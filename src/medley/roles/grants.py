@@ -13,7 +13,7 @@ from medley.protocol.ids import NS_PER_S, LeaseId, NodeId
 from medley.protocol.messages import Base, Lease, Revoke
 from medley.protocol.records import Leased, Returned
 from medley.roles import ledger
-from medley.roles.context import Context
+from medley.roles.context import CHECKPOINT, MEASUREMENT, Context
 from medley.roles.ledger import HeldLease
 from medley.roles.roster import WorkerView
 
@@ -139,9 +139,8 @@ def _grant(ctx: Context, node: NodeId, size: int, number: int, now_ns: int) -> b
 def _answer_bases(ctx: Context, now_ns: int) -> None:
     """Let workers that wait begin, from the present version."""
     version = ctx.state.version
-    others = [v for v, owners in ctx.pins.items() if v != version and owners != {"checkpoint"}]
-    if others:
-        return  # one older version may be pinned besides a checkpoint's: that bounds a shard's memory
+    if any(v != version and owners - {CHECKPOINT, MEASUREMENT} for v, owners in ctx.pins.items()):
+        return  # one older version may be pinned besides a checkpoint's and a measurement's: that bounds memory
     waiting = [n for n in ctx.roster.ready_workers() if ctx.roster.workers[n].wanting]
     held = open_leases(ctx) if waiting else {}
     for node in waiting:

@@ -15,11 +15,9 @@ from medley.protocol.engine import Exported, ExportJob, Failed, PrepareJob, Seal
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Evaluate, Evaluated, Leave, PartFailed, PartWritten, WritePart
 from medley.protocol.records import CheckpointSealed, HeldoutMeasured, Returned, Snapshot, StateChanged
-from medley.roles import ledger
-from medley.roles.context import Context, Saving, stream
+from medley.roles import grants, ledger
+from medley.roles.context import CHECKPOINT, MEASUREMENT, Context, Saving, stream
 
-OWNER = "checkpoint"
-MEASURER = "measurement"
 RETRY_NS = 5 * NS_PER_S
 HOPELESS = 5  # checkpoints that failed in a row before the job stops with the reason
 UNMEASURABLE = 20  # measurements that failed in a row before the job goes on without any
@@ -75,14 +73,23 @@ def _measure(ctx: Context, now_ns: int) -> None:
         return
     if not _measure_due(ctx) or now_ns - ctx.measuring_ns < MEASURE_RETRY_NS:
         return
-    ready = ctx.roster.ready_workers()
-    if not ready:
+    free = _free_to_measure(ctx)
+    if not free:
         return
-    waiting = [n for n in ready if ctx.roster.workers[n].wanting] or ready
-    node = waiting[ctx.state.version % len(waiting)]
+    node = free[ctx.state.version % len(free)]
     ctx.measuring, ctx.measuring_node, ctx.measuring_ns = ctx.state.version, node, now_ns
-    ctx.pin(ctx.state.version, MEASURER)
+    ctx.pin(ctx.state.version, MEASUREMENT)
     ctx.send(node, Evaluate(ctx.job, ctx.generation, ctx.state.version))
+
+
+def _free_to_measure(ctx: Context) -> list[NodeId]:
+    """Workers that wait, that are pulling the present version anyway, or that have nothing to compute.
+
+    A busy one would keep the version pinned for as long as it computes, and everybody else from newer ones.
+    """
+    busy, pulling = grants.open_leases(ctx), ctx.pins.get(ctx.state.version, set())
+    ready = ctx.roster.ready_workers()
+    return [n for n in ready if ctx.roster.workers[n].wanting or n in pulling or n not in busy]
 
 
 def _measure_due(ctx: Context) -> bool:
@@ -108,7 +115,7 @@ def measured(ctx: Context, node: NodeId, report: Evaluated) -> None:
         ctx.measure_failures += 1
         _give_up_measuring(ctx, f"{node} could not")
         return
-    ctx.unpin(report.version, MEASURER)
+    ctx.unpin(report.version, MEASUREMENT)
     ctx.measuring, ctx.measuring_node = -1, ""
     ctx.measure_failures = 0
     record = HeldoutMeasured(report.version, report.loss, report.tokens, report.accuracy, ctx.state.elapsed_ns)
@@ -119,7 +126,7 @@ def base_held(ctx: Context, node: NodeId, version: int) -> None:
     """The worker has its own copy of this version now."""
     ctx.unpin(version, node)
     if ctx.measuring == version and ctx.measuring_node == node:
-        ctx.unpin(version, MEASURER)
+        ctx.unpin(version, MEASUREMENT)
 
 
 def lose_measurer(ctx: Context, node: NodeId) -> None:
@@ -129,7 +136,7 @@ def lose_measurer(ctx: Context, node: NodeId) -> None:
 
 def _give_up_measuring(ctx: Context, reason: str) -> None:
     ctx.explain(ctx.job, f"measurement of version {ctx.measuring} is asked of somebody else: {reason}")
-    ctx.unpin(ctx.measuring, MEASURER)
+    ctx.unpin(ctx.measuring, MEASUREMENT)
     ctx.measuring, ctx.measuring_node = -1, ""
 
 
@@ -157,7 +164,7 @@ def _last_saved(ctx: Context) -> int:
 def _begin(ctx: Context, now_ns: int) -> None:
     version = ctx.state.version
     ctx.saving = Saving(version, now_ns)
-    ctx.pin(version, OWNER)
+    ctx.pin(version, CHECKPOINT)
     for place in ctx.state.places:
         ctx.send(place.primary, WritePart(ctx.job, ctx.generation, place.shard, version))
 
@@ -170,7 +177,7 @@ def part_written(ctx: Context, report: PartWritten) -> None:
     if len(saving.parts) < len(ctx.state.places):
         return
     saving.sealing = True
-    ctx.unpin(saving.version, OWNER)
+    ctx.unpin(saving.version, CHECKPOINT)
     ctx.run(_seal(ctx, saving))
 
 
@@ -192,7 +199,7 @@ def _seal(ctx: Context, saving: Saving) -> SealCheckpoint:
 def abandon(ctx: Context) -> None:
     """Nobody failed, but the answer will never come: begin again when it is due."""
     if ctx.saving is not None:
-        ctx.unpin(ctx.saving.version, OWNER)
+        ctx.unpin(ctx.saving.version, CHECKPOINT)
         ctx.saving = None
 
 
