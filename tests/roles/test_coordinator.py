@@ -278,3 +278,14 @@ def test_a_measurement_keeps_nobody_from_a_newer_base() -> None:
     assert (ctx.state.version, set(ctx.pins)) == (1, {0})
     effects = said(stage, "w1", "BaseWanted lease=2")
     assert any(isinstance(f, fx.Send) and isinstance(f.message, m.Base) and f.message.version == 1 for f in effects)
+
+
+def test_two_updates_of_one_node_are_not_a_quorum_of_two() -> None:
+    stage = CoordinatorStage({"mode": "local-sgd", "workers": "2", "quorum": "1", "in_flight": "2", "samples": "64"})
+    for update, lease in zip(("a", "b"), leases_of(stage, "w1"), strict=True):
+        said(stage, "w1", f"UpdateReady update={update} leases=[{lease}] base=0")
+        said(stage, "s1", f"Staged shard=0 update={update}")
+    assert stage.coordinator.runs[JOB].state.version == 0, "w2 computes"
+    said(stage, "w2", f"UpdateReady update=c leases=[{leases_of(stage, 'w2')[0]}] base=0")
+    said(stage, "s1", "Staged shard=0 update=c")
+    assert stage.coordinator.runs[JOB].state.version == 1

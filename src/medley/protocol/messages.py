@@ -412,7 +412,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Apply these members, in this order, as version `number`. Persisted before it is sent."""
+    """Apply these members, in this order, as version `number`. Persisted before it is sent.
+
+    `lr` is the learning rate; in local-sgd it is the factor, for staleness, on the outer optimiser's own rate.
+    """
 
     job: JobId
     generation: Generation

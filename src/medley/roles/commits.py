@@ -121,11 +121,18 @@ def _awaits_measurement(ctx: Context) -> bool:
 def _view(ctx: Context, complete: Sequence[UpdateId], now_ns: int) -> RoundView:
     first = min(ctx.roster.updates[u].arrived_ns for u in complete)
     allowance = allowance_ns(list(ctx.round_times_ns), ctx.prepared.spec.train.sync.grace_mad)
-    return RoundView(len(complete), _expected(ctx), ctx.round_opened_ns, first, allowance)
+    return RoundView(_here(ctx, complete), _expected(ctx), ctx.round_opened_ns, first, allowance)
+
+
+def _here(ctx: Context, complete: Sequence[UpdateId]) -> int:
+    """In the unit of `_expected`: slots of a round, elsewhere nodes."""
+    if ctx.prepared.spec.train.sync.mode == "sync":
+        return len(complete)
+    return len({ctx.roster.updates[u].node for u in complete})
 
 
 def _expected(ctx: Context) -> int:
-    """How many updates this commit could wait for."""
+    """How many updates (of a round) or nodes (elsewhere) this commit could wait for."""
     held = [h for h in ctx.ledger.leases.values() if not h.carried]
     if ctx.prepared.spec.train.sync.mode == "sync":
         number = ctx.state.version + 1
@@ -198,7 +205,7 @@ def _commit(ctx: Context, updates: Sequence[UpdateId], now_ns: int) -> None:
         Candidate(max(f.report.weight, 1e-9), ctx.roster.squared_norm(u, ctx.state.places), _staleness(ctx, u))
         for u, f in zip(ordered, flights, strict=True)
     ]
-    lr = 1.0 if train.sync.mode == "local-sgd" else grants.rate(ctx)
+    lr = 1.0 if train.sync.mode == "local-sgd" else grants.rate(ctx)  # there the shards multiply their outer rate
     weights = member_weights(train, candidates)
     members = tuple(
         MemberRecord(u, f.node, f.report.leases, w, c.staleness)
