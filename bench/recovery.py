@@ -43,7 +43,7 @@ TARGET_S = {"worker": 1.0, "engine": 1.0, "coordinator": 3.0}
 LOOK_S = 0.004
 DEADLINE_S = 60.0
 TRIES = 5
-CALM_S = 11.0  # a process that lived so long is started again at once
+CALM_S = 6.0  # a process that lived so long is started again at once
 PAUSE = threading.Event()
 
 
@@ -85,6 +85,17 @@ class Log:
                 samples = parse(record.state, RunState).samples
                 self.held = {n: (h.node, h.span) for n, h in samples.leases.items()} if samples else {}
 
+    def now(self) -> None:
+        """Take in everything that is written already."""
+        for _ in self.news():
+            pass
+
+    def commit(self) -> None:
+        """Wait for one more commit, counted from now."""
+        self.now()
+        self.wait(next_commit, "a commit")
+        self.now()
+
     def wait(self, wanted: Callable[[int, Any], bool], what: str) -> float:
         """When (monotonic) a wanted record was in the log."""
         end = time.monotonic() + DEADLINE_S
@@ -120,7 +131,7 @@ class Trial:
         An update that every shard held already survives its worker; a victim with nothing else tells nothing.
         """
         for _ in range(TRIES):
-            self.log.wait(next_commit, "a commit")
+            self.log.commit()
             victim = self.random.choice(sorted({node for node, _ in self.log.held.values()}))
             pid = processes(self.pool.pid).get(victim + which, 0)
             spans = {lease: span for lease, (node, span) in self.log.held.items() if node == victim}
@@ -130,6 +141,7 @@ class Trial:
             found = self._released(spans, died)
             if found:
                 return found
+            print(f"{victim}{which} held nothing that was lost", file=sys.stderr, flush=True)
             _rest(self.pool)
         raise TimeoutError(f"no lease was lost in {TRIES} deaths")
 
@@ -153,7 +165,7 @@ class Trial:
         return came - died if starts else 0.0
 
     def coordinator(self) -> float:
-        self.log.wait(next_commit, "a commit")
+        self.log.commit()
         pid = processes(self.pool.pid)["coordinator"]
         before = int(self.pool.operator.ask("status")["term"])
         kill(pid)
@@ -161,7 +173,7 @@ class Trial:
         return self.log.wait(lambda term, r: term > before and next_commit(term, r), "a commit") - died
 
     def shard(self) -> float:
-        self.log.wait(next_commit, "a commit")
+        self.log.commit()
         kill(processes(self.pool.pid)["shard-1-engine"])
         died = time.monotonic()
         self.log.wait(lambda _, r: isinstance(r, Placed), "a rollback")
