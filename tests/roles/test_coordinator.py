@@ -289,3 +289,17 @@ def test_two_updates_of_one_node_are_not_a_quorum_of_two() -> None:
     said(stage, "w2", f"UpdateReady update=c leases=[{leases_of(stage, 'w2')[0]}] base=0")
     said(stage, "s1", "Staged shard=0 update=c")
     assert stage.coordinator.runs[JOB].state.version == 1
+
+
+def test_a_carry_weighs_as_old_as_the_bound_allows() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "2", "bound": "1", "samples": "64"})
+    one, other = leases_of(stage, "w1"), leases_of(stage, "w2")
+    said(stage, "w2", f"UpdateReady update=old leases=[{other[0]}] base=0")
+    for update, lease in zip(("a", "b"), one, strict=True):
+        said(stage, "w1", f"UpdateReady update={update} leases=[{lease}] base=0")
+        said(stage, "s1", f"Staged shard=0 update={update}")
+    said(stage, "s1", "Staged shard=0 update=old")  # staleness 2: carried
+    late = m.UpdateReady(JOB, 1, "new", (other[1], other[0]), 2, 0, 2, 1, 1, 2, 2, 1, 1, 0, True)
+    stage.handle(Heard("w2", late))
+    said(stage, "s1", "Staged shard=0 update=new")
+    assert [x.staleness for c in stage.coordinator.runs[JOB].state.tail for x in c.members] == [0, 1, 1]

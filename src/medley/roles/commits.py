@@ -145,6 +145,18 @@ def _staleness(ctx: Context, update: UpdateId) -> int:
     return ctx.state.version - ctx.roster.updates[update].report.base
 
 
+def _bound(ctx: Context, update: UpdateId) -> int:
+    speed = pace.relative_speed(ctx.roster.updates[update].node, ctx.roster.speeds())
+    return staleness.bound(ctx.prepared.spec.train.sync, speed)
+
+
+def _age(ctx: Context, update: UpdateId) -> int:
+    """The staleness by which it is weighted: a carry inside was refused for being older than the bound, so it counts
+    as old as the bound allows, and what rides with it no less."""
+    oldest = ctx.state.version - ctx.roster.updates[update].report.oldest_base
+    return max(_staleness(ctx, update), min(oldest, _bound(ctx, update)))
+
+
 def _refuse(ctx: Context, update: UpdateId) -> bool:
     """True if this update must not be merged; then it has been settled."""
     flight = ctx.roster.updates[update]
@@ -155,8 +167,7 @@ def _refuse(ctx: Context, update: UpdateId) -> bool:
     age = _staleness(ctx, update)
     if age == 0:
         return False
-    speed = pace.relative_speed(flight.node, ctx.roster.speeds())
-    limit = staleness.bound(ctx.prepared.spec.train.sync, speed)
+    limit = _bound(ctx, update)
     if age <= limit:
         return False
     waits = any(h.carried and h.node == flight.node for h in ctx.ledger.leases.values())
@@ -202,7 +213,7 @@ def _commit(ctx: Context, updates: Sequence[UpdateId], now_ns: int) -> None:
     flights = [ctx.roster.updates[u] for u in ordered]
     train = ctx.prepared.spec.train
     candidates = [
-        Candidate(max(f.report.weight, 1e-9), ctx.roster.squared_norm(u, ctx.state.places), _staleness(ctx, u))
+        Candidate(max(f.report.weight, 1e-9), ctx.roster.squared_norm(u, ctx.state.places), _age(ctx, u))
         for u, f in zip(ordered, flights, strict=True)
     ]
     lr = 1.0 if train.sync.mode == "local-sgd" else grants.rate(ctx)  # there the shards multiply their outer rate
