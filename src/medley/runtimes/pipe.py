@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 from medley.protocol.codec import MAX_BYTES, Codec
 from medley.protocol.engine import Command, Progress, Report
 from medley.protocol.errors import FrameError
-from medley.runtimes.clock import SystemClock
 
 COMMANDS = Codec(Command)
 REPORTS = Codec(Report)
@@ -56,13 +55,11 @@ class ChildLink:
         stream = os.fdopen(os.dup(0), "rb", buffering=0)
         reader = threading.Thread(target=self._read, args=(stream,), name="pipe", daemon=True)
         reader.start()
-        self._beating = self._loop.create_task(self._beat())
+        self._loop.call_soon(self._beat)
 
-    async def _beat(self) -> None:
-        clock = SystemClock()
-        while True:
-            self.send(Progress(self.done))
-            await clock.sleep(PROGRESS_S)
+    def _beat(self) -> None:
+        self.send(Progress(self.done))
+        self._loop.call_later(PROGRESS_S, self._beat)
 
     def send(self, report: Report) -> None:
         """Safe from any thread."""
