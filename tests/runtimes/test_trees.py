@@ -8,6 +8,7 @@ import pytest
 
 from medley.protocol.errors import Damaged
 from medley.runtimes.children.plane import intact, place_tree
+from medley.runtimes.children.preparer import put_in_place
 from medley.store.artifacts import ArtifactStore
 
 
@@ -44,3 +45,15 @@ def test_a_damaged_file_of_the_cache_is_thrown_away(tmp_path: Path) -> None:
     assert not intact(cache, last)
     assert not cache.has(last)
     assert intact(cache, tree)
+
+
+def test_an_export_is_replaced_by_renaming(tmp_path: Path) -> None:
+    target = tmp_path / "exports" / "j"
+    target.parent.mkdir()
+    for number, text in enumerate(("first", "second")):
+        fresh = tmp_path / f"fresh-{number}"
+        fresh.mkdir()
+        (fresh / "weights").write_text(text)
+        put_in_place(fresh, target, tmp_path / f"before-{number}")
+        assert (target / "weights").read_text() == text
+    assert (tmp_path / "before-1" / "weights").read_text() == "first"

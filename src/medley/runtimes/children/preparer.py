@@ -7,7 +7,6 @@ costs only time.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 import traceback
 from contextlib import ExitStack
@@ -118,9 +117,15 @@ def export_job(command: ExportJob) -> Exported:
         fresh = Path(folder) / "export"
         engine.save(fresh, read_checkpoint(root, command.job, command.version, plan.layout()))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(fresh, target)
+        put_in_place(fresh, target, Path(folder) / "before")
     return Exported(command.job, command.version, str(target))
+
+
+def put_in_place(fresh: Path, target: Path, before: Path) -> None:
+    """Two renames: whoever reads finds the old export or the new one, and for an instant none, but never a mixture."""
+    if target.exists():
+        target.rename(before)
+    fresh.rename(target)
 
 
 def _stored_task(plan: Plan, folder: Path, store: ArtifactStore) -> Task:
