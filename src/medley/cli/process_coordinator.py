@@ -11,8 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
-
 from medley.dashboard.pool import serve_page
 from medley.jobs.operator import Operator
 from medley.observe import logs
@@ -21,6 +19,7 @@ from medley.protocol.errors import Damaged, FrameError, UserError
 from medley.runtimes.addresses import address_of, dialled_here, split
 from medley.runtimes.coordinator import CoordinatorHost, CoordinatorOptions
 from medley.runtimes.lifeline import die_with_supervisor, leave, on_stop
+from medley.runtimes.options import read_options
 from medley.runtimes.supervisor import MISTAKE
 from medley.store.errors import Fenced, StoreFull
 from medley.transports.identity.authority import SERVER_LIFE_S
@@ -62,7 +61,7 @@ def _opened(options: CoordinatorOptions) -> CoordinatorHost:
 
 
 def main() -> None:
-    options = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=CoordinatorOptions, dec_hook=_path)
+    options = read_options(Path(sys.argv[1]), CoordinatorOptions)
     logs.configure("coordinator", path=options.directory / "logs" / "coordinator.jsonl", stderr=False)
     describe_process(role="coordinator")
     die_with_supervisor()
@@ -85,10 +84,6 @@ def _here(address: str) -> str:
     """What a process of this machine dials: nobody can dial 0.0.0.0 on every system."""
     host, port = split(address)
     return address_of(dialled_here(host), port)
-
-
-def _path(kind: type, value: object) -> object:
-    return Path(str(value)) if kind is Path else value
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
-
 from medley.observe import logs
 from medley.observe.failpoints import describe_process
 from medley.protocol.errors import UserError
 from medley.runtimes.lifeline import die_with_supervisor, leave, on_stop
 from medley.runtimes.node import NodeHost, NodeOptions
+from medley.runtimes.options import read_options
 from medley.runtimes.supervisor import MISTAKE
 from medley.transports.identity import Credentials
 
@@ -29,7 +28,7 @@ async def serve(options: NodeOptions, credentials: Credentials) -> None:
 
 
 def main() -> None:
-    options = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=NodeOptions, dec_hook=_path)
+    options = read_options(Path(sys.argv[1]), NodeOptions)
     logs.configure(options.name, path=options.directory / "node.jsonl", stderr=False)
     describe_process(role="node", node=options.name)
     die_with_supervisor()
@@ -40,10 +39,6 @@ def main() -> None:
         print(error, file=sys.stderr, flush=True)
         leave(MISTAKE)
     leave(0)
-
-
-def _path(kind: type, value: object) -> object:
-    return Path(str(value)) if kind is Path else value
 
 
 if __name__ == "__main__":

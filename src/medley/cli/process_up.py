@@ -10,11 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-import msgspec
-
 from medley.observe import logs
 from medley.protocol.errors import UserError
 from medley.runtimes.lifeline import die_with_supervisor, on_stop
+from medley.runtimes.options import read_options
 from medley.runtimes.up import LocalPool, UpOptions
 
 
@@ -26,7 +25,7 @@ async def serve(options: UpOptions) -> None:
 
 
 def main() -> None:
-    options = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=UpOptions, dec_hook=_path)
+    options = read_options(Path(sys.argv[1]), UpOptions)
     logs.configure("supervisor", path=options.directory / "logs" / "supervisor.jsonl", stderr=False)
     die_with_supervisor()
     try:
@@ -34,10 +33,6 @@ def main() -> None:
     except UserError as error:
         print(json.dumps({"problem": str(error)}), flush=True)
         raise SystemExit(2) from None
-
-
-def _path(kind: type, value: object) -> object:
-    return Path(str(value)) if kind is Path else value
 
 
 if __name__ == "__main__":

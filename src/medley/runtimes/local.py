@@ -14,10 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from medley.protocol.errors import Unavailable, UserError
 from medley.runtimes.clock import SystemClock
+from medley.runtimes.options import write_options
 from medley.runtimes.up import UpOptions
 from medley.transports.control.operator import OperatorClient
 from medley.transports.identity import Credentials
@@ -63,7 +62,7 @@ class Pool:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / "up.json"
-            path.write_bytes(msgspec.json.encode(self.options, enc_hook=str))
+            write_options(path, self.options)
         except OSError as error:
             raise UserError(f"{directory} cannot be used: {error.strerror}") from None
         self._process = subprocess.Popen(

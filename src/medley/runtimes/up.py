@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.addresses import advertised, is_loopback, reachable_here
 from medley.runtimes.children.environment import PORTS, ports
@@ -23,6 +21,7 @@ from medley.runtimes.coordinator import CoordinatorOptions
 from medley.runtimes.lifeline import on_stop
 from medley.runtimes.lock import Lock
 from medley.runtimes.node import NodeOptions
+from medley.runtimes.options import write_options
 from medley.runtimes.supervisor import Child, Supervisor
 from medley.transports.control.operator import OperatorClient
 from medley.transports.identity import Authority, Credentials
@@ -176,7 +175,7 @@ class LocalPool:
             self.ports,
         )
         path = options.directory / "coordinator.json"
-        path.write_bytes(msgspec.json.encode(wanted, enc_hook=str))
+        write_options(path, wanted)
         # gRPC says which handshakes it refused only at this level; it goes to logs/coordinator.err.
         return Child("coordinator", COORDINATOR, (str(path),), {"GRPC_VERBOSITY": "INFO", **options.environment})
 
@@ -229,5 +228,5 @@ class LocalPool:
         now_ns = SystemClock().wall_ns()
         Authority.open(options.directory, now_ns).enrol(name, "node", now_ns).save(place / "credentials.pem")
         path = place / "options.json"
-        path.write_bytes(msgspec.json.encode(wanted, enc_hook=str))
+        write_options(path, wanted)
         return Child(name, NODE, (str(path), str(place / "credentials.pem")), dict(options.environment))
