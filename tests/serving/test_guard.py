@@ -10,7 +10,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from medley.protocol.errors import UserError
-from medley.serving.guard import Guard, is_loopback, require_key
+from medley.protocol.hosts import is_loopback
+from medley.serving.guard import Guard, require_key
 
 
 async def echo(request: Request) -> Response:

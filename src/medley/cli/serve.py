@@ -25,7 +25,8 @@ def command(model: str, host: str, port: int, api_key: str | None, dtype: str, a
 
     MODEL is a job, a directory in Hugging Face format, or a hub name.
     """
-    from medley.serving.guard import LOCAL_NAMES, Guard, is_loopback, require_key
+    from medley.protocol.hosts import is_loopback
+    from medley.serving.guard import LOCAL_NAMES, Guard, require_key
     from medley.serving.resolve import open_generator
     from medley.serving.server import bind, run_server, url_of
 

@@ -48,7 +48,7 @@ def command(
     """
     from medley.jobs.home import coordinator_dir, is_running
     from medley.protocol.errors import UserError
-    from medley.runtimes.addresses import is_loopback
+    from medley.protocol.hosts import is_loopback
     from medley.runtimes.up import UpOptions, run_up
 
     where = coordinator_dir(directory)

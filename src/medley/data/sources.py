@@ -16,7 +16,7 @@ from typing import Any
 from medley.data.corpus import load_pairs
 from medley.data.examples import Example, tidy
 from medley.data.medquad import read_medquad
-from medley.protocol.errors import UserError, did_you_mean
+from medley.protocol.errors import UserError, did_you_mean, first_line
 from medley.protocol.spec import Data
 
 # One line of a JSON lines file; beyond it the file is something else, and reading on would only eat memory.
@@ -111,11 +111,7 @@ def _hub(data: Data) -> Iterator[Example]:
         for number, row in enumerate(rows, 1):
             yield _row(data, row, f"{data.path} row {number}", f"{data.path}/{number}")
     except (OSError, ValueError) as error:
-        raise UserError(f"data.path '{data.path}' could not be read from the hub ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"data.path '{data.path}' could not be read from the hub ({first_line(error)})") from error
 
 
 def existing_file(data: Data) -> Path:

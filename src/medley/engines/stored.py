@@ -17,7 +17,7 @@ from medley.engines.hub import hub_directory
 from medley.models.dtype import choose_device, choose_dtype
 from medley.models.memory import available_nbytes, readable
 from medley.models.tokenizer import load_tokenizer
-from medley.protocol.errors import UserError
+from medley.protocol.errors import UserError, first_line
 
 
 def load_stored(directory: Path, dtype_name: str) -> tuple[Any, Any]:
@@ -74,8 +74,7 @@ def _network(base: str, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the model '{base}' could not be loaded from safetensors ({reason})") from error
+        raise UserError(f"the model '{base}' could not be loaded from safetensors ({first_line(error)})") from error
     if missing := sorted(told["missing_keys"]):
         # Left alone, they would be drawn at random and the model would answer nonsense.
         raise UserError(f"the weights of '{base}' are incomplete: {len(missing)} are missing, first {missing[0]}")

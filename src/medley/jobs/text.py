@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from medley.protocol.errors import UserError
+from medley.protocol.errors import UserError, first_line
 
 MAX_NBYTES = 1 << 20
 
@@ -82,7 +82,7 @@ def parse(text: str, name: str, is_json: bool = False) -> tuple[Any, Lines]:
         line = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{name}{line}: this is not YAML ({error.problem or error.context})") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{name} is not YAML ({_first_line(error)})") from error
+        raise UserError(f"{name} is not YAML ({first_line(error)})") from error
     except RecursionError:
         raise UserError(f"{name} is nested too deeply; a job file has at most four levels") from None
 
@@ -92,7 +92,7 @@ def scalar(text: str) -> Any:
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(first_line(error)) from error
 
 
 def _parse_json(text: str, name: str) -> Any:
@@ -108,7 +108,7 @@ def _parse_json(text: str, name: str) -> Any:
     except json.JSONDecodeError as error:
         raise UserError(f"{name} line {error.lineno}: this is not JSON ({error.msg.lower()})") from error
     except ValueError as error:
-        raise UserError(f"{name} is not JSON ({_first_line(error)})") from error
+        raise UserError(f"{name} is not JSON ({first_line(error)})") from error
     except RecursionError:
         raise UserError(f"{name} is nested too deeply; a job file has at most four levels") from None
 
@@ -137,7 +137,3 @@ def _refuse_twice(node: yaml.Node | None, name: str, seen: set[int]) -> None:
             before = first[key.value]
             raise UserError(f"{name} line {line}: key '{key.value}' is given twice (first in line {before})")
         _refuse_twice(value, name, seen)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

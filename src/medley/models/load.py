@@ -18,7 +18,7 @@ from medley.models.attention import ATTENTION
 from medley.models.dtype import cast_parameters
 from medley.models.lora import add_lora
 from medley.models.memory import available_nbytes, readable
-from medley.protocol.errors import UserError
+from medley.protocol.errors import UserError, first_line
 from medley.protocol.spec import Model
 
 # Of fp32 full training on one machine: parameters, gradients, and two vectors on their way (base and update).
@@ -57,7 +57,7 @@ def config_of(model: Model, tokenizer: Any) -> Any:
     try:
         return AutoConfig.from_pretrained(model.base, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.base '{model.base}' could not be loaded ({_first_line(error)})") from error
+        raise UserError(f"model.base '{model.base}' could not be loaded ({first_line(error)})") from error
 
 
 def _preset_config(shape: presets.Preset, tokenizer: Any) -> Any:
@@ -101,11 +101,7 @@ def _stored(base: str, dtype: torch.dtype) -> Any:
             base, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=ATTENTION
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.base '{base}' could not be loaded as safetensors ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model.base '{base}' could not be loaded as safetensors ({first_line(error)})") from error
 
 
 def check_context(model: Model, config: Any) -> None:

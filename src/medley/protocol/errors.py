@@ -40,6 +40,11 @@ class Unavailable(MedleyError):
     """A machine or a service that should answer does not."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, short enough for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(wrong: str, allowed: Iterable[str]) -> str:
     """The tail of a sentence: the nearest allowed word, or all of them."""
     choices = sorted(allowed)

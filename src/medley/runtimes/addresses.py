@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import psutil
 
 from medley.protocol.errors import PeerError, UserError
+from medley.protocol.hosts import is_loopback as is_loopback
 from medley.protocol.messages import Address
 from medley.transports.discovery import reachable_addresses
 
@@ -22,14 +23,6 @@ LOOPBACK = "127.0.0.1"
 KEY_NBYTES = 32
 _DISCARD = 9
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_everywhere(host: str) -> bool:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import secrets
 from collections.abc import Sequence
@@ -19,21 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medley.protocol.errors import UserError
+from medley.protocol.hosts import is_loopback
 
 BODY_NBYTES_MAX = 8 << 20
 OPEN_PATHS = frozenset({"/health"})
 READ_METHODS = frozenset({"GET", "HEAD"})  # a browser shows their answers to pages of the same origin only
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether binding to `host` reaches this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def require_key(host: str, key: str | None) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import ipaddress
 import logging
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any, Self
 import zmq
 
 from medley.protocol.errors import Unavailable, UserError
+from medley.protocol.hosts import is_loopback
 from medley.transports.tensors.contract import Buffer, Keeper, Limits, Peer
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.engine import Engine
@@ -77,7 +77,7 @@ class TensorPlane:
         served. `allow(public_key)` admits a connecting key; it runs on the I/O thread and must be quick. None
         admits nobody. Raises `UserError` for an address that cannot be served.
         """
-        if identity is None and not _is_loopback(host):
+        if identity is None and not is_loopback(host):
             raise UserError(f"the tensor plane serves {host} only with a CURVE identity; without one use 127.0.0.1")
         keep_freed_chunks()
         plane = cls(identity, limits or Limits(), allow, handler)
@@ -230,12 +230,3 @@ def _resolve(future: asyncio.Future[Any], value: Any) -> None:
         future.set_exception(value)
     else:
         future.set_result(value)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
