@@ -42,3 +42,10 @@ def test_every_key_is_there_with_its_default(repository: Path) -> None:
                 assert page[key] == (default or "empty"), key
             case _:
                 pass
+
+
+def test_the_index_names_every_page_and_only_pages_that_exist(repository: Path) -> None:
+    docs = repository / "docs"
+    named = {(docs / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", (docs / "README.md").read_text())}
+    assert all(path.exists() for path in named), [str(path) for path in named if not path.exists()]
+    assert {path.resolve() for path in docs.rglob("*.md")} - named == {(docs / "README.md").resolve()}
