@@ -71,6 +71,17 @@ class Result:
         task = self._task(**options) if self._task else load_task(self.spec.task, options, allow_code=True)
         return task.load(self.path).eval()
 
+    def answer(self, question: str, max_tokens: int = 256) -> str:
+        """What the trained language model says, taking the likeliest token each time; the model is loaded anew.
+
+        Raises UserError where the job left no language model.
+        """
+        if self.path is None or self.spec.task:
+            raise UserError(f"job {self.job} is {self.state} and left no language model to ask")
+        from medley.engines.generate import Generator
+
+        return Generator.load(self.path, self.spec.model.dtype).answer(question, max_tokens)
+
 
 def train(
     job: Any,

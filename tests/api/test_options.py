@@ -80,3 +80,12 @@ def test_exports_are_there() -> None:
     assert medley.UserError is UserError and medley.train is train
     with pytest.raises(AttributeError, match="nothing"):
         _ = medley.nothing
+
+
+def test_a_job_without_a_result_has_nothing_to_ask() -> None:
+    from medley.api import Result
+
+    left = Result("a-012345", "cancelled", JobSpec(), None, None, None, None, 0.0, 0, None)
+    for call in (left.model, lambda: left.answer("What is a fever?")):
+        with pytest.raises(UserError, match="a-012345 is cancelled and left no"):
+            call()
