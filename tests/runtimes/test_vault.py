@@ -11,7 +11,9 @@ import pytest
 from medley.runtimes.children.mapped import mapped
 from medley.runtimes.children.vault import Vault
 from medley.runtimes.leftovers import sweep
-from medley.transports.tensors.contract import Accept, Refuse, Source
+from medley.store.errors import StoreFull
+from medley.transports.tensors.contract import Accept, Refuse, Refused, Source
+from medley.transports.tensors.partfile import FilePart
 from medley.transports.tensors.wire import Header, Kind
 
 
@@ -72,3 +74,17 @@ def test_parts_of_unknown_jobs_are_refused(tmp_path: Path) -> None:
     assert isinstance(accepted, Accept)
     assert accepted.dropped is not None
     accepted.dropped()
+
+
+def test_a_full_disk_while_a_part_is_kept_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(part: FilePart, header: Header) -> None:
+        part.close()
+        raise StoreFull("no room left in here: free some space")
+
+    link: Any = None
+    vault = Vault(link, tmp_path)
+    monkeypatch.setattr(vault, "_keep", full)
+    header = Header(kind=Kind.ARTIFACT, run="j", name="part/3/0", nbytes=8, digest=bytes(16))
+    vault._parts[vault._incoming(header)] = FilePart.open(tmp_path / "part", header)
+    with pytest.raises(Refused, match="no room left"):
+        asyncio.run(vault.received(b"", header, memoryview(b"")))

@@ -35,7 +35,7 @@ from medley.runtimes.pipe import ChildLink
 from medley.store.artifacts import ArtifactStore
 from medley.store.checkpoints import CheckpointStore, Manifest, Part
 from medley.transports.identity.credentials import write_private
-from medley.transports.tensors.contract import Accept, Already, Refuse, Source
+from medley.transports.tensors.contract import Accept, Already, Refuse, Refused, Source
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.partfile import FilePart
 from medley.transports.tensors.plane import TensorPlane
@@ -84,7 +84,10 @@ class Vault:
     async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes:
         """Keep it, durable but not yet visible; the reply says under which name and digest."""
         path = self._incoming(header)
-        kept = await asyncio.to_thread(self._keep, self._parts.pop(path), header)
+        try:
+            kept = await asyncio.to_thread(self._keep, self._parts.pop(path), header)
+        except (MedleyError, OSError) as error:  # a full disk, most likely: a person reads this sentence at the job
+            raise Refused(str(error)) from error
         return msgspec.json.encode(kept)
 
     def _keep(self, part: FilePart, header: Header) -> Part:
