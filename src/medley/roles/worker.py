@@ -102,7 +102,8 @@ class Worker:
     carried_base: Version = -1
     taken: tuple[LeaseId, ...] = ()  # leases of the carry inside the update that is being computed
     taken_base: Version = -1
-    measure: Version = -1
+    measure: Version = -1  # to be measured when there is time
+    at_hand: Version = -1  # what is being pulled or measured; an answer about another version is an old one
     wanted_ns: int = 0
     futile_ns: int = 0  # when the lease at hand was taken back
     measuring_ns: int = 0  # when measuring began
@@ -223,7 +224,7 @@ class Worker:
         self.current = message.lease
         if self.holds == message.version:
             return [Report(BaseHeld(message.job, self.generation, message.version)), *self._begin()]
-        self.phase = "pulling"
+        self.phase, self.at_hand = "pulling", message.version
         return [Run(Pull(self.generation, message.version))]
 
     def _settled(self, message: Outcome, now_ns: int) -> list[Effect]:
@@ -302,7 +303,7 @@ class Worker:
             return []
         self.holds = report.version
         effects: list[Effect] = [Report(BaseHeld(self.assignment.job, self.generation, report.version))]
-        if self.phase != "pulling":
+        if self.phase != "pulling" or report.version != self.at_hand:
             return effects
         if self.measure == report.version:
             self.phase = "measuring"
@@ -363,9 +364,10 @@ class Worker:
         )
 
     def _measured(self, report: Measured, now_ns: int) -> list[Effect]:
-        if self.phase != "measuring":
+        if self.phase != "measuring" or report.version != self.at_hand:
             return []
-        self.measure = -1
+        if self.measure == report.version:
+            self.measure = -1
         return [self._evaluated(report), *self._begin_or_next(now_ns)]
 
     def _evaluated(self, report: Measured) -> Report:
@@ -377,7 +379,7 @@ class Worker:
     def _pull_failed(self, report: Failed, now_ns: int) -> list[Effect]:
         """Try again a little later, with whatever version the coordinator then names."""
         effects: list[Effect] = [Explain(self.node, f"pull failed: {report.reason}")]
-        if self.phase != "pulling":
+        if self.phase != "pulling" or report.subject != str(self.at_hand):
             return effects
         self.phase = "idle"
         self.base = None
@@ -410,8 +412,8 @@ class Worker:
                 return [Explain(self.node, f"push of {report.subject} failed: {report.reason}")]
             case "compute":
                 return self._compute_failed(report, now_ns)
-            case "measure" if self.phase == "measuring":
-                nothing = Measured(self.measure, 0.0, 0, 0.0)
+            case "measure" if report.subject == str(self.at_hand):
+                nothing = Measured(self.at_hand, 0.0, 0, 0.0)
                 return [Explain(self.node, f"measuring failed: {report.reason}"), *self._measured(nothing, now_ns)]
             case "load":
                 said = LeaseFailed(self.assignment.job, self.generation, (), report.reason, report.fatal)
@@ -452,7 +454,7 @@ class Worker:
     def _measure_if_possible(self) -> list[Effect]:
         if self.engine != "ready" or self.phase not in ("idle", "wanting"):
             return []
-        self.base = None
+        self.base, self.at_hand = None, self.measure
         if self.holds == self.measure:
             self.phase = "measuring"
             return [Run(Measure(self.measure))]
