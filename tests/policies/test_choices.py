@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isclose, sqrt
+from math import isclose
 
 import pytest
 from hypothesis import given
@@ -59,7 +59,7 @@ def test_the_adaptive_bound_stays_in_its_limits(speed: float, limit: int) -> Non
 
 
 candidates = st.lists(
-    st.builds(Candidate, tokens=st.floats(1, 1e6), squared_norm=st.floats(0, 1e12), staleness=st.integers(0, 9)),
+    st.builds(Candidate, tokens=st.floats(1, 1e6), staleness=st.integers(0, 9)),
     min_size=1,
     max_size=8,
 )
@@ -76,11 +76,10 @@ def test_a_mean_is_a_mean(members: list[Candidate]) -> None:
 
 
 @given(candidates)
-def test_no_worker_moves_the_merged_gradient_by_more_than_its_clipped_share(members: list[Candidate]) -> None:
-    train = Train(optimizer=Optimizer(clip_norm=2.0), sync=Sync(mode="async"))
-    total = sum(m.tokens for m in members)
-    for weight, m in zip(member_weights(train, members), members, strict=True):
-        assert weight * sqrt(m.squared_norm) <= 2.0 * m.tokens / total * (1 + 1e-9)
+def test_clipping_is_the_workers_business(members: list[Candidate]) -> None:
+    sync = Sync(mode="async")
+    clipped, free = (Train(optimizer=Optimizer(clip_norm=norm), sync=sync) for norm in (1e-3, 0.0))
+    assert member_weights(clipped, members) == member_weights(free, members)
 
 
 @given(candidates)
@@ -95,7 +94,7 @@ def test_the_freshest_member_counts_in_full_and_the_step_is_scaled_instead(membe
 
 def test_a_sum_counts_everything_once() -> None:
     train = Train(aggregation="sum", sync=Sync(mode="async", staleness_power=0.0))
-    members = [Candidate(3.0, 9.0, 0), Candidate(5.0, 1e9, 2)]
+    members = [Candidate(3.0, 0), Candidate(5.0, 2)]
     assert member_weights(train, members) == (1.0, 1.0)
     assert step_scale(train, members) == 1.0
 

@@ -17,7 +17,10 @@ from medley.protocol.spec import Train
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """`complete` of `expected` updates (in a round) or nodes (elsewhere) are here; the first came at `first_ns`, the round opened at `opened_ns`."""
+    """`complete` of `expected` updates (in a round) or nodes (elsewhere) are here.
+
+    The first came at `first_ns`, the round opened at `opened_ns`.
+    """
 
     complete: int
     expected: int
