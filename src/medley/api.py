@@ -107,6 +107,8 @@ def train(
     if os.environ.get(INSIDE):
         raise UserError("medley.train was called while a worker imported this script; put the call below "
                         "'if __name__ == \"__main__\":'")  # fmt: skip
+    from medley.jobs.listening import history
+
     task, places = _own_code(job)
     spec = _spec(job if task is None else task, sets)
     heard: list[Event] = []
@@ -119,6 +121,7 @@ def train(
     with _client(spec, coordinator, directory, workers, places) as client:
         name = _unfinished(client, spec) or str(client.ask("submit", {"spec": msgspec.to_builtins(spec)})["job"])
         answer = _followed(client, name, hear)
+        heard.extend(history(client, name))
     if answer["job"]["state"] == "failed":
         raise UserError(f"job {name} failed: {answer['job']['reason']}")
     return _result(answer, spec, heard, job if isinstance(job, type) else None)
@@ -289,9 +292,8 @@ def _followed(client: OperatorClient, job: str, hear: Callable[[Event], None]) -
 
 def _result(answer: dict[str, Any], spec: JobSpec, heard: list[Event], task: type[Task] | None) -> Result:
     job = answer["job"]
-    # What happened before we listened, or while the coordinator was away, is in its own last answer.
-    points = [*heard, *answer["heldout"], *answer["commits"]]
-    once = {(p["kind"], p["wall_ns"], p.get("version", 0)): p for p in points}
+    # What happened before we listened, or while the coordinator was away, is in its history too.
+    once = {(p["kind"], p["wall_ns"], p.get("version", 0)): p for p in heard if p["kind"] != "missed"}
     return Result(
         job=job["job"],
         state=job["state"],

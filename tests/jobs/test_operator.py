@@ -12,7 +12,7 @@ import pytest
 from medley.jobs import operator as asked
 from medley.jobs.operator import Operator
 from medley.protocol.codec import text
-from medley.protocol.events import Submit
+from medley.protocol.events import Cancel, Submit
 from medley.protocol.records import HeldoutMeasured
 from medley.protocol.spec import JobSpec, Placement
 from medley.runtimes.coordinator import CoordinatorHost, CoordinatorOptions
@@ -45,6 +45,26 @@ def test_history_comes_in_pages_and_whole(host: CoordinatorHost, monkeypatch: py
         seen += [entry["version"] for entry in page["entries"] if entry["kind"] == "heldout"]
         begin = page["next"]
     assert seen == list(range(7))
+
+
+async def followed(host: CoordinatorHost, events: int) -> list[dict[str, Any]]:
+    heard = Operator(host).follow("events", msgspec.json.encode({"job": "a"}), "me")
+    first = asyncio.ensure_future(anext(heard))
+    await asyncio.sleep(0)  # until it listens
+    for version in range(events):
+        host.chronicle.note(f"job/{JOB}", HeldoutMeasured(version, 1.0, 10, 0.5, version), version)
+    host.role.handle(Cancel(JOB, 2), host.clock.now_ns())
+    said = [await first] + [line async for line in heard]
+    return [msgspec.json.decode(line) for line in said]
+
+
+def test_a_follower_that_is_too_slow_is_told_how_much_it_missed(
+    host: CoordinatorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "FOLLOW_MAX", 4)
+    heard = asyncio.run(followed(host, 10))
+    assert [entry["kind"] for entry in heard] == [*["heldout"] * 4, "missed"]
+    assert heard[-1]["count"] == 6
 
 
 def test_a_job_that_wants_another_encryption_than_the_pools_is_told(host: CoordinatorHost) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from medley.cli.asking import Asking, asks
 from medley.cli.shown import UNKNOWN, count, duration, figure, moment, nbytes, pairs, percent, table
-
-if TYPE_CHECKING:
-    from medley.transports.control.operator import OperatorClient
 
 EPILOG = """\b
 Examples:
@@ -52,25 +49,16 @@ def show(asking: Asking, job: str) -> None:
 @asks
 def logs(asking: Asking, job: str, follow: bool) -> None:
     """The history of one job, oldest first: commits, measurements, checkpoints, states, decisions."""
-    from medley.jobs.listening import events
+    from medley.jobs.listening import events, history
 
     with asking.client() as client:
         name = client.ask("job", {"job": job})["job"]["job"]
         decisions = client.ask("explain", {"subject": name})["decisions"]
-        past = [*_history(client, name), *({"kind": "decision", **entry} for entry in decisions)]
+        past = [*history(client, name), *({"kind": "decision", **entry} for entry in decisions)]
         for entry in sorted(past, key=lambda one: (one.get("wall_ns", 0), one.get("elapsed_s", 0.0))):
             _log(asking, entry)
         for event in events(client, name) if follow else ():
             _log(asking, event)
-
-
-def _history(client: OperatorClient, job: str) -> Iterator[dict[str, Any]]:
-    """Every entry that the coordinator keeps, page by page."""
-    begin: int | None = 0
-    while begin is not None:
-        page = client.ask("history", {"job": job, "begin": begin})
-        yield from page["entries"]
-        begin = page["next"]
 
 
 @command.command("cancel", epilog="\b\nExample:\n  medley jobs cancel medquad\n")
@@ -164,6 +152,8 @@ def story(entry: dict[str, Any]) -> str:
             return f"checkpoint {version}: {nbytes(size)} saved"
         case {"kind": "state", "state": state, "reason": reason}:
             return f"{state}: {reason}" if reason else str(state)
+        case {"kind": "missed", "count": missed}:
+            return f"{missed} more entries came too fast to follow; 'medley jobs logs' has them"
         case {"kind": "decision", "subject": subject, "text": text}:
             return f"{subject}: {text}"
         case _:

@@ -73,3 +73,12 @@ def patiently(client: OperatorClient, job: str) -> dict[str, Any]:
         f"the coordinator does not answer any more; {job} goes on when it is back ('medley up'), and "
         f"'medley jobs logs {job} --follow' shows it"
     )
+
+
+def history(client: OperatorClient, job: str) -> Iterator[dict[str, Any]]:
+    """Every entry about a job that the coordinator keeps, oldest first, asked for page by page."""
+    begin: int | None = 0
+    while begin is not None:
+        page = client.ask("history", {"job": job, "begin": begin})
+        yield from page["entries"]
+        begin = page["next"]

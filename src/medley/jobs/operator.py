@@ -33,7 +33,7 @@ from medley.runtimes.coordinator import CoordinatorHost
 
 HISTORY = ("commit", "heldout", "checkpoint", "state", "placement")
 HISTORY_PAGE = 2_000  # entries of an answer, which has at most 16 MiB
-FOLLOW_MAX = 4096  # events that may wait for a slow follower before it is told to ask again
+FOLLOW_MAX = 4096  # events that may wait for a slow follower; of more it is told only how many it missed
 
 Body = dict[str, Any]
 
@@ -85,20 +85,26 @@ class Operator:
         return msgspec.json.encode(await question(arguments))
 
     async def follow(self, method: str, body: bytes, caller: str) -> AsyncGenerator[bytes, None]:
-        """Live events of one job (until it is over), or of all."""
+        """Live events of one job (until it is over), or of all; {"kind": "missed", "count"} where it was too slow."""
         arguments = msgspec.json.decode(body or b"{}", type=dict[str, Any])
         job = self.find(str(arguments["job"])) if arguments.get("job") else None
         queue: asyncio.Queue[Body] = asyncio.Queue(FOLLOW_MAX)
+        missed = 0
 
         def offer(entry: Body) -> None:
-            mine = job is None or entry.get("job") == job.ctx.job or entry["kind"] == "decision"
-            if mine and not queue.full():
-                queue.put_nowait(entry)
+            nonlocal missed
+            if job is None or entry.get("job") == job.ctx.job or entry["kind"] == "decision":
+                missed += queue.full()
+                if not queue.full():
+                    queue.put_nowait(entry)
 
         stop = self._host.chronicle.listen(offer)
         try:
             while job is None or not job.over or not queue.empty():
                 yield msgspec.json.encode(await queue.get())
+                if missed and queue.empty():
+                    count, missed = missed, 0
+                    yield msgspec.json.encode({"kind": "missed", "count": count})
         finally:
             stop()
 
