@@ -180,7 +180,7 @@ async def test_revocation_ends_a_live_stream_and_refuses_the_next(pool: Pool, tm
     member = await enrol(options(tmp_path), new_token(pool), lambda line: None)
     reasons: list[str] = []
     client = ControlClient(rng=random.Random(1))
-    hello = Hello(member.node, "b1", Capability(1, 1, "", "", True, True), (), ())
+    hello = Hello(member.node, "b1", Capability(1, 1, "", True, True), (), ())
     identity = Credentials.load(tmp_path / "credentials.pem")
     running = asyncio.create_task(
         client.run(member.control, identity, lambda: hello, lambda envelope: None, disconnected=reasons.append)

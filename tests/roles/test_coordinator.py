@@ -136,7 +136,7 @@ def test_a_machine_that_cannot_train_a_job_leaves_it_to_the_others() -> None:
 def test_nobody_speaks_for_another_node() -> None:
     stage = CoordinatorStage({})
     before = {name: view.boot for name, view in stage.coordinator.pool.items()}
-    effects = stage.handle(Heard("w1", m.Hello("w2", "z", m.Capability(1, 1, "", "", True, True), (), ())))
+    effects = stage.handle(Heard("w1", m.Hello("w2", "z", m.Capability(1, 1, "", True, True), (), ())))
     assert any(isinstance(f, fx.Reject) and f.peer == "w1" for f in effects)
     assert {name: view.boot for name, view in stage.coordinator.pool.items()} == before
 

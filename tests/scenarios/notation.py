@@ -127,7 +127,7 @@ def _value(text: str, hint: Any) -> Any:
         return Address(text, text)
     if hint is Route:
         shard, primary = text.split("@")
-        return Route(int(shard), (0,), Address(primary, primary), Address("", ""))
+        return Route(int(shard), (0,), Address(primary, primary))
     return text
 
 

@@ -135,7 +135,7 @@ class CoordinatorStage:
         shards = tuple(s for s in statuses if isinstance(s, m.ShardStatus))
         if kind == "beat":
             return self.handle(Heard(node, m.Heartbeat(node, workers, shards)))
-        capability = m.Capability(1, 2**30, "", "", node.startswith("w"), node.startswith("s"))
+        capability = m.Capability(1, 2**30, "", node.startswith("w"), node.startswith("s"))
         return self.handle(Heard(node, m.Hello(node, boot, capability, workers, shards)))
 
     def _settle(self, effects: list[fx.Effect]) -> None:

@@ -131,7 +131,7 @@ class World:
     # -- nodes and links ------------------------------------------------------------------------------------------
 
     def add_node(self, name: str, *, worker: bool = True, shard: bool = True) -> Node:
-        node = Node(self, name, m.Capability(4, 2**33, "sim", "fp32", worker, shard))
+        node = Node(self, name, m.Capability(4, 2**33, "sim", worker, shard))
         self.nodes[name] = node
         return node
 

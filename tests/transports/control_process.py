@@ -47,7 +47,7 @@ async def coordinator(identity: Credentials, address: str) -> None:
 
 async def node(identity: Credentials, address: str) -> None:
     def hello() -> Hello:
-        return Hello("n1", "b1", Capability(1, 1, "", "float32", True, True), (), ())
+        return Hello("n1", "b1", Capability(1, 1, "", True, True), (), ())
 
     await ControlClient(rng=random.Random(1)).run(address, identity, hello, lambda envelope: None)
 

@@ -29,8 +29,8 @@ from medley.transports.identity import Authority, Credentials
 DEADLINE_S = 20
 NOW_NS = time.time_ns()
 QUICK = Limits(drain_timeout_s=0.2, outbound_nbytes=2 * 1024 * 1024, reconnect_last_s=0.4)
-HELLO = Hello("n1", "b1", Capability(2, 1, "test", "float32", True, True), (), ())
-PROCESS_HELLO = Hello("n1", "b1", Capability(1, 1, "", "float32", True, True), (), ())
+HELLO = Hello("n1", "b1", Capability(2, 1, "test", True, True), (), ())
+PROCESS_HELLO = Hello("n1", "b1", Capability(1, 1, "", True, True), (), ())
 PROCESS = Path(__file__).with_name("control_process.py")
 Event = tuple[Any, ...]
 

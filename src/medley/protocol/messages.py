@@ -37,7 +37,6 @@ class Capability:
     cores: int
     memory_bytes: int
     platform: str
-    dtype: str
     worker: bool
     shard: bool
 
@@ -124,7 +123,6 @@ class BaseWanted:
     job: JobId
     generation: Generation
     lease: LeaseId
-    holds: Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +232,13 @@ class PartWritten:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """A shard could not load this checkpoint; `damaged`: its bytes do not match their digest."""
+    """A shard cannot load this checkpoint, now or later: it is damaged or gone."""
 
     job: JobId
     generation: Generation
     shard: int
     version: Version
     reason: str
-    damaged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +268,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where one shard's parts go. `backup` is empty with replication 1."""
+    """Where one shard's parts go; its primary passes them on to its backup."""
 
     shard: int
     blocks: tuple[int, ...]
     primary: Address
-    backup: Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,6 @@ class Saving:
     """A checkpoint under way."""
 
     version: Version
-    begun_ns: int
     parts: dict[int, PartWritten] = field(default_factory=dict)
     sealing: bool = False
 

@@ -115,14 +115,12 @@ class Roster:
 
     def routes(self, places: list[ShardPlace]) -> tuple[Route, ...]:
         """Where every shard is, or () while one of them is not known."""
-        nobody = Address("", "")
         found = []
         for place in places:
             primary = self.addresses.get((place.primary, place.shard))
             if primary is None:
                 return ()
-            backup = self.addresses.get((place.backup, place.shard), nobody)
-            found.append(Route(place.shard, place.blocks, primary, backup))
+            found.append(Route(place.shard, place.blocks, primary))
         if self.known_routes != tuple(found):
             self.known_routes = tuple(found)
         return self.known_routes

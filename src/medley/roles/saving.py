@@ -35,7 +35,7 @@ def advance(ctx: Context, now_ns: int) -> None:
         return
     _measure(ctx, now_ns)
     if _save_due(ctx, now_ns):
-        _begin(ctx, now_ns)
+        _begin(ctx)
     if ctx.state.state in ("finishing", "cancelling"):
         _finish(ctx)
 
@@ -161,9 +161,9 @@ def _last_saved(ctx: Context) -> int:
     return ctx.state.checkpoints[-1].version
 
 
-def _begin(ctx: Context, now_ns: int) -> None:
+def _begin(ctx: Context) -> None:
     version = ctx.state.version
-    ctx.saving = Saving(version, now_ns)
+    ctx.saving = Saving(version)
     ctx.pin(version, CHECKPOINT)
     for place in ctx.state.places:
         ctx.send(place.primary, WritePart(ctx.job, ctx.generation, place.shard, version))

@@ -281,7 +281,7 @@ class Shard:
         if self.engine != "loading" or int(report.subject) != a.version:
             return []
         if report.fatal:
-            self.damaged = LoadFailed(a.job, a.generation, a.shard, a.version, report.reason, True)
+            self.damaged = LoadFailed(a.job, a.generation, a.shard, a.version, report.reason)
             return [Report(self.damaged)]
         self.engine, self.load_failed_ns = "opened", now_ns
         return [

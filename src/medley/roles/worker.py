@@ -449,7 +449,7 @@ class Worker:
 
     def _want(self, now_ns: int) -> list[Effect]:
         self.wanted_ns = now_ns
-        return [Report(BaseWanted(self.assignment.job, self.generation, self.current, self.holds))]
+        return [Report(BaseWanted(self.assignment.job, self.generation, self.current))]
 
     def _measure_if_possible(self) -> list[Effect]:
         if self.engine != "ready" or self.phase not in ("idle", "wanting"):

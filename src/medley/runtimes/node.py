@@ -151,7 +151,7 @@ class NodeHost:
         memory = psutil.virtual_memory().available
         cores = os.cpu_count() or 1
         system = f"{platform.system()} {platform.machine()}"
-        return Capability(cores, memory, system, "", options.worker, options.shard)
+        return Capability(cores, memory, system, options.worker, options.shard)
 
     def _inbox(self, envelope: Envelope) -> None:
         def act() -> None:
