@@ -276,6 +276,8 @@ class Operator:
         worker = run.ctx.roster.workers.get(view.node)
         if worker is not None:
             parts.append("trains" if worker.ready else "loads its model")
+        elif unfit := run.ctx.unfit_reason(view.node):
+            parts.append(f"cannot train {run.ctx.job}: {unfit}")
         elif view.capability.worker:
             parts.append("waits to be enlisted")
         return "; ".join(parts) or "keeps parameters for the next job"
