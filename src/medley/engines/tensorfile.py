@@ -41,4 +41,4 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         file.write(head)
         for name in order:
             tensor = tensors.pop(name).contiguous()
-            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
-def on_stop(stop: Callable[[], None]) -> None:
+def on_stop(stop: Callable[[], object]) -> None:
     """Call `stop` on the running loop at SIGTERM or SIGINT (once each; where the system has them)."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from medley import __version__
+from medley.policies.bounds import PART_NBYTES
 from medley.protocol.codec import text
 from medley.protocol.engine import (
     Command,
@@ -41,7 +42,6 @@ from medley.transports.tensors.partfile import FilePart
 from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
 
-PART_NBYTES_MAX = 64 * 2**30
 # A peer's words become paths: what may stand in one is decided here and not by the peer.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _INCOMING = re.compile(r"[0-9]+-part-([0-9]+)-[0-9]+(?:\.part|\.sums)?")
@@ -71,8 +71,8 @@ class Vault:
             return Refuse("this is no name of a checkpoint part")
         if not await asyncio.to_thread(self._checkpoints.versions, header.run):
             return Refuse(f"there is no job '{header.run}' here: one that runs has a checkpoint from its preparation")
-        if header.nbytes > PART_NBYTES_MAX:
-            return Refuse(f"a part of {header.nbytes} bytes is over the limit of {PART_NBYTES_MAX}")
+        if header.nbytes > PART_NBYTES:
+            return Refuse(f"a part of {header.nbytes} bytes is over the limit of {PART_NBYTES}")
         path = self._incoming(header)
         try:
             part = await asyncio.to_thread(FilePart.open, path, header)
