@@ -253,7 +253,7 @@ class Coordinator:
 
     def _advance(self, now_ns: int) -> list[Effect]:
         out: list[Effect] = []
-        if self.vault.endpoint and not self.stopping:
+        if not self.stopping:
             out += self._choose()
         for job, run in self.runs.items():
             run.ctx.wall_ns = self.wall_ns
@@ -263,10 +263,10 @@ class Coordinator:
         return out
 
     def _choose(self) -> list[Effect]:
-        """The pool goes to the job that waits longest."""
+        """The pool goes to the job that waits longest; one that ran before need not wait until the vault is open."""
         if self.active:
             return []
-        waiting = [r for r in self.runs.values() if not r.over]
+        waiting = [r for r in self.runs.values() if not r.over and (self.vault.endpoint or r.state.state == "running")]
         if not waiting:
             return []
         chosen = min(waiting, key=lambda r: (r.state.state == "queued", r.state.submitted_wall_ns, r.ctx.job))

@@ -90,7 +90,8 @@ class Run:
             ctx.persist(StateChanged(ctx.job, "preparing", "its data and model are prepared", ctx.wall_ns))
         if self.state.state == "preparing":
             saving.prepare(ctx)
-        self.vault_opened(vault)
+        if vault.endpoint:
+            self.vault_opened(vault)
         return self.take()
 
     def fold(self, record: JobRecord) -> None:

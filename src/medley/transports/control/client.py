@@ -91,7 +91,7 @@ class ControlClient:
             reason = await session.run(address, identity() if callable(identity) else identity)
             disconnected(reason)
             if session.refused:
-                delay_s = self._limits.reconnect_last_s
+                delay_s = self._limits.refused_pause_s
             elif session.was_connected:
                 delay_s = self._limits.reconnect_first_s
             await self._pause(delay_s)

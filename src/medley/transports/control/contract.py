@@ -53,7 +53,8 @@ class Limits:
     join_timeout_s: float = 20.0
     drain_timeout_s: float = 1.0
     reconnect_first_s: float = 0.1
-    reconnect_last_s: float = 2.0
+    reconnect_last_s: float = 0.5
+    refused_pause_s: float = 2.0
 
 
 class ControlOwner(Protocol):
