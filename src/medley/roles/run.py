@@ -248,12 +248,13 @@ class Run:
     def _engine_up(self, node: NodeId, message: EngineUp) -> None:
         ctx = self.ctx
         engine = (node, message.shard)
+        another = engine in ctx.roster.addresses  # to a restarted coordinator, every engine only introduces itself
         if not ctx.roster.introduce(engine, message.address):
             return
         if message.shard < 0:
             if node in ctx.roster.workers:
                 ctx.roster.workers[node].routes = ()
-        elif self._replica(node, message.shard).ready:
+        elif another and self._replica(node, message.shard).ready:
             recovery.lose_shard(ctx, node, message.shard, "its engine is a new one")
             ctx.roster.introduce(engine, message.address)
         ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), ctx.vault))
