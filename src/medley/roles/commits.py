@@ -233,7 +233,7 @@ def _record(
     weight = sum(r.weight for r in reports)
     loss = sum(r.loss_sum for r in reports) / weight if weight > 0 else 0.0
     loss = loss if isfinite(loss) else 0.0
-    elapsed = ctx.state.elapsed_ns + max(0, now_ns - ctx.mark_ns)
+    elapsed = ctx.state.elapsed_ns + max(0, now_ns - (ctx.mark_ns or now_ns))
     ctx.mark_ns = now_ns
     return Committed(
         ctx.state.version + 1,

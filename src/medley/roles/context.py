@@ -85,7 +85,7 @@ class Context:
     measuring: Version = -1
     measuring_node: NodeId = ""
     measuring_ns: int = 0
-    mark_ns: int = 0
+    mark_ns: int = 0  # when training time last counted; 0 until somebody works: loading a model is not training
     preparing: bool = False  # a preparer is at work, whoever still waits for it
     exporting: bool = False
     unfit: dict[tuple[NodeId, str], str] = field(default_factory=dict)  # (node, boot) that cannot do it, and why

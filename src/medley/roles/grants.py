@@ -151,6 +151,7 @@ def _answer_bases(ctx: Context, now_ns: int) -> None:
         ctx.pin(version, node)
         worker.begun[lease] = now_ns
         worker.wanting = 0
+        ctx.mark_ns = ctx.mark_ns or now_ns
         ctx.send(node, Base(ctx.job, ctx.generation, lease, version, rate(ctx)))
 
 

@@ -169,7 +169,7 @@ def _begin_generation(ctx: Context, now_ns: int) -> None:
     ctx.round_opened_ns = now_ns
     ctx.granted_ns.clear()
     ctx.seeding = -1
-    ctx.mark_ns = now_ns
+    ctx.mark_ns = 0
 
 
 def _enlist(ctx: Context) -> None:

@@ -142,7 +142,7 @@ class Run:
         ctx = self.ctx
         if ctx.plan is not None and not self.over:
             if ctx.began_ns == 0:
-                ctx.began_ns = ctx.mark_ns = ctx.saved_ns = ctx.round_opened_ns = now_ns
+                ctx.began_ns = ctx.saved_ns = ctx.round_opened_ns = now_ns
             recovery.advance(ctx, now_ns)
             commits.advance(ctx, now_ns)
             grants.advance(ctx, now_ns)
