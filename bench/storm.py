@@ -231,8 +231,10 @@ class Storm:
         for side in SIDES:
             if self._due(side, seen, now):
                 self._arm(side)
-        if now < self.next_kill or self.outcome.random_kills >= self.kills or not self._due("random", seen, now):
+        if now < self.next_kill or not self._due("random", seen, now):
             return False
+        if self.outcome.random_kills >= self.kills and self._enough():
+            return False  # until then it goes on: some boundaries are passed only when something else has died
         self.next_kill = now + self.random.expovariate(1 / BETWEEN_S)
         if self.outcome.random_kills >= self.kills // 2 and not self.outcome.watchdog_kills and seen:
             self._kill_watchdog()
