@@ -161,7 +161,7 @@ class Screen:
         self._said_s = -PLAIN_EVERY_S
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Screen:
         if self._console.is_terminal:

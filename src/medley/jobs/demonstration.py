@@ -25,7 +25,7 @@ from medley.transports.control.operator import OperatorClient
 
 GOOD = 0.5  # ROUGE-L from which an answer counts as good
 KILL_AT = 0.45  # fraction of the training after which a worker dies
-EPOCHS = 5.0  # many small steps: that is what 320 answers in many wordings want
+EPOCHS = 6.0  # many small steps: that is what 320 answers in many wordings want
 SHARD_NODES = 2
 
 
