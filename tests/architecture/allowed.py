@@ -16,9 +16,7 @@ def allowed(rule: str) -> frozenset[str]:
 
 
 def entries() -> list[tuple[str, str, str]]:
-    lines = [
-        line for line in _LIST.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"
-    ]
+    lines = [line for line in _LIST.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
     return [(rule, path, reason) for rule, path, reason in (line.split(None, 2) for line in lines)]
 
 

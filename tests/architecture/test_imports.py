@@ -95,9 +95,7 @@ def test_the_pure_rooms_load_without_torch(room: str) -> None:
         pytest.skip(f"no {room} yet")
     heavy = "{'torch', 'transformers', 'grpc', 'zmq'}"
     code = f"import sys, {', '.join(modules)}\nprint(*({heavy} & sys.modules.keys()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not done.stdout.split()
 
 

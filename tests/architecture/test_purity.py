@@ -69,10 +69,7 @@ def test_pure_rooms_import_nothing_of_the_world() -> None:
 
 def test_pure_rooms_draw_only_from_seeded_generators() -> None:
     wrong = [
-        f"{module.name}:{line} uses {name}"
-        for module in _pure()
-        for line, name in names_used(module)
-        if _hidden(name)
+        f"{module.name}:{line} uses {name}" for module in _pure() for line, name in names_used(module) if _hidden(name)
     ]
     wrong += [
         f"{module.name}:{call.lineno} {name} without a seed"

@@ -67,9 +67,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["fail", "absent"], "no coordinator answers at 127.0.0.1:7700"),
     ],
 )
-def test_a_mistake_is_one_sentence(
-    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_is_one_sentence(argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(argv) == MISTAKE
     shown = capsys.readouterr()
     assert shown.err == f"medley: {sentence}\n"

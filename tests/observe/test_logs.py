@@ -53,9 +53,7 @@ def test_bound_fields_reach_every_logger(tmp_path: Path) -> None:
     assert [line["node"] for line in _read(path)] == ["n-3", "n-3"]
 
 
-@pytest.mark.parametrize(
-    "key", ["token", "join_token", "secret", "api_key", "KEY", "password", "secret_part"]
-)
+@pytest.mark.parametrize("key", ["token", "join_token", "secret", "api_key", "KEY", "password", "secret_part"])
 def test_secrets_never_reach_a_line(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "node.jsonl"
     logs.configure("node", path=path)

@@ -65,9 +65,7 @@ def handshake(server: Credentials, client: Credentials, host: str, room: Path) -
     """Both ends of a TLS handshake in memory; returns the client's certificate as the server verified it."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     serving = context(ssl.PROTOCOL_TLS_SERVER, server, room).wrap_bio(to_server, to_client, server_side=True)
-    calling = context(ssl.PROTOCOL_TLS_CLIENT, client, room).wrap_bio(
-        to_client, to_server, server_hostname=host
-    )
+    calling = context(ssl.PROTOCOL_TLS_CLIENT, client, room).wrap_bio(to_client, to_server, server_hostname=host)
     pending = {serving, calling}
     while pending:
         for end in list(pending):
@@ -81,9 +79,7 @@ def handshake(server: Credentials, client: Credentials, host: str, room: Path) -
     return certificate
 
 
-@pytest.mark.parametrize(
-    "host", ["lab.example.org", "10.1.2.3", "localhost", "127.0.0.1", "::1", SERVER_NAME]
-)
+@pytest.mark.parametrize("host", ["lab.example.org", "10.1.2.3", "localhost", "127.0.0.1", "::1", SERVER_NAME])
 def test_both_ends_verify_each_other_at_every_name(authority: Authority, host: str, tmp_path: Path) -> None:
     server = authority.serve("main", ["lab.example.org", "10.1.2.3"], NOW_NS)
     node = authority.enrol("w1", "node", NOW_NS)
@@ -190,9 +186,7 @@ def test_a_signing_request_must_prove_a_key_of_ours(authority: Authority) -> Non
         algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
         return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
 
-    good = bytearray(
-        x509.load_pem_x509_csr(signing_request(new_key())).public_bytes(serialization.Encoding.DER)
-    )
+    good = bytearray(x509.load_pem_x509_csr(signing_request(new_key())).public_bytes(serialization.Encoding.DER))
     good[-1] ^= 1
     forged = x509.load_der_x509_csr(bytes(good)).public_bytes(serialization.Encoding.PEM)
     for bad, reason in (
@@ -234,9 +228,7 @@ def test_a_damaged_token_is_one_sentence(data: st.DataObject, authority: Authori
     text = create_token(authority.certificate_pem, ["10.1.2.3:7420"], NOW_NS)[0].text()
     place = data.draw(st.integers(8, len(text) - 1))
     damaged = data.draw(
-        st.sampled_from(
-            [text[:place], text[:place] + text[place + 1 :], text[:place] + "*" + text[place + 1 :]]
-        )
+        st.sampled_from([text[:place], text[:place] + text[place + 1 :], text[:place] + "*" + text[place + 1 :]])
     )
     with pytest.raises(UserError, match="copy the whole line again"):
         parse_token(damaged)

@@ -31,9 +31,7 @@ class Entry:
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": Entry(
-        "medley.cli.demo:command", "Train a small model on this machine, kill a worker, ask questions."
-    ),
+    "demo": Entry("medley.cli.demo:command", "Train a small model on this machine, kill a worker, ask questions."),
     "up": Entry("medley.cli.up:command", "Start a coordinator that other machines can join."),
     "join": Entry("medley.cli.join:command", "Lend this machine to a coordinator."),
     "token": Entry("medley.cli.token:command", "Create and list the tokens that let machines join."),
@@ -41,12 +39,8 @@ COMMANDS: dict[str, Entry] = {
     "jobs": Entry("medley.cli.jobs:command", "List jobs; show, follow, cancel or resume one."),
     "status": Entry("medley.cli.status:command", "Say how the coordinator and its jobs are doing."),
     "nodes": Entry("medley.cli.nodes:command", "List the machines that joined, and what each can do."),
-    "explain": Entry(
-        "medley.cli.explain:command", "Tell the decisions about a job or a machine, with reasons."
-    ),
-    "doctor": Entry(
-        "medley.cli.doctor:command", "Check this machine: what works, what does not, what to do."
-    ),
+    "explain": Entry("medley.cli.explain:command", "Tell the decisions about a job or a machine, with reasons."),
+    "doctor": Entry("medley.cli.doctor:command", "Check this machine: what works, what does not, what to do."),
     "ask": Entry("medley.cli.ask:command", "Ask a model one question."),
     "chat": Entry("medley.cli.chat:command", "Talk with a model."),
     "serve": Entry("medley.cli.serve:command", "Serve a model over the OpenAI API."),
@@ -132,12 +126,7 @@ def _usage_sentence(wrong: click.ClickException) -> str:
 
 
 def _options(context: click.Context) -> list[str]:
-    return [
-        name
-        for parameter in context.command.get_params(context)
-        for name in parameter.opts
-        if name[:1] == "-"
-    ]
+    return [name for parameter in context.command.get_params(context) for name in parameter.opts if name[:1] == "-"]
 
 
 def _lowered(wrong: click.ClickException) -> str:

@@ -205,4 +205,3 @@ async def serve_page(host: CoordinatorHost, operator: Operator) -> AsyncIterator
             await answers.close()
             with contextlib.suppress(asyncio.CancelledError):
                 await serving
-

@@ -299,8 +299,7 @@ class Operator:
         found = self._host.door.tokens()
         return {
             "tokens": [
-                {"id": t.id, "uses": t.uses, "used": len(t.redeemed), "expires_wall_ns": t.expires_ns}
-                for t in found
+                {"id": t.id, "uses": t.uses, "used": len(t.redeemed), "expires_wall_ns": t.expires_ns} for t in found
             ]
         }
 
@@ -328,4 +327,3 @@ def _recent_rate(commits: list[Body]) -> float:
         return 0.0
     seconds = recent[-1]["elapsed_s"] - recent[0]["elapsed_s"]
     return sum(c["tokens"] for c in recent[1:]) / seconds if seconds > 0 else 0.0
-

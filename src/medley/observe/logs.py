@@ -108,9 +108,7 @@ def configure(process: str, level: str = "info", path: Path | None = None, *, st
 def logger(name: str, **fields: object) -> structlog.typing.FilteringBoundLogger:
     """A logger that adds `source=name` and `fields` (role, node, job, cause, ...) to each line it writes."""
     if not structlog.is_configured():
-        configure(
-            "medley", "warning"
-        )  # structlog's own default would write to stdout, which belongs to results
+        configure("medley", "warning")  # structlog's own default would write to stdout, which belongs to results
     bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(source=name, **fields)
     return bound
 

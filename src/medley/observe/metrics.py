@@ -22,13 +22,9 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         self.commits_total = self._counter("commits", "Updates committed", "job")
         self.aborts_total = self._counter("aborts", "Updates refused, by reason", "job", "reason")
-        self.samples_committed_total = self._counter(
-            "samples_committed", "Samples in committed updates", "job"
-        )
+        self.samples_committed_total = self._counter("samples_committed", "Samples in committed updates", "job")
         self.tokens_total = self._counter("tokens", "Tokens read for committed updates, padding apart", "job")
-        self.leases_open = self._gauge(
-            "leases_open", "Leases granted and neither committed nor revoked", "job"
-        )
+        self.leases_open = self._gauge("leases_open", "Leases granted and neither committed nor revoked", "job")
         self.workers = self._gauge("workers", "Workers that are connected and ready", "job")
         self.shards = self._gauge("shards", "Copies of shards that are connected and ready", "job")
         self.loss = self._gauge("loss", "Training loss of the last commit, nats per answer token", "job")

@@ -66,4 +66,3 @@ def _fewer(tensors: Sequence[TensorSpec], block_elements: int, shards: int) -> s
 def _smaller(numel: int, shards: int) -> str:
     enough = max(shards + 1, ceil(numel * ELEMENT_NBYTES * (1 + 2 * SLACK) / PART_NBYTES))
     return f"placement.shards to {enough}" if enough <= SHARDS_MAX else ADAPTERS
-

@@ -212,9 +212,7 @@ def _commit(ctx: Context, updates: Sequence[UpdateId], now_ns: int) -> None:
     ordered = sorted(updates, key=lambda u: held[ctx.roster.updates[u].report.leases[0]].span)
     flights = [ctx.roster.updates[u] for u in ordered]
     train = ctx.prepared.spec.train
-    candidates = [
-        Candidate(max(f.report.weight, 1e-9), _age(ctx, u)) for u, f in zip(ordered, flights, strict=True)
-    ]
+    candidates = [Candidate(max(f.report.weight, 1e-9), _age(ctx, u)) for u, f in zip(ordered, flights, strict=True)]
     lr = 1.0 if train.sync.mode == "local-sgd" else grants.rate(ctx)  # there the shards multiply their outer rate
     weights = member_weights(train, candidates)
     members = tuple(

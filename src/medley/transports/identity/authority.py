@@ -111,9 +111,7 @@ class Authority:
             raise ValueError(f"a signing request cannot become a certificate of role {role!r}")
         return self._issue(requested_key(csr_pem), name, role, [], now_ns, life_s)
 
-    def renew(
-        self, csr_pem: bytes, certificate: bytes | str, now_ns: int, life_s: int = NODE_LIFE_S
-    ) -> bytes:
+    def renew(self, csr_pem: bytes, certificate: bytes | str, now_ns: int, life_s: int = NODE_LIFE_S) -> bytes:
         """A new certificate for the same name and role; the key may be a new one.
 
         `certificate` is the one that the peer's TLS connection was verified with. Raises PeerError when it is
@@ -159,9 +157,7 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(x509.SubjectAlternativeName([uri, *names]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         return _pem(builder.sign(self._key, hashes.SHA256()))
 

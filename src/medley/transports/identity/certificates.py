@@ -81,9 +81,7 @@ def signing_request(key: bytes, name: str = "") -> bytes:
 def requested_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     """The public key that a signing request proves to hold; PeerError, one sentence, for a bad request."""
     if len(csr_pem) > MAX_CERTIFICATE_NBYTES:
-        raise PeerError(
-            f"a signing request of {len(csr_pem)} bytes is over the limit of {MAX_CERTIFICATE_NBYTES}"
-        )
+        raise PeerError(f"a signing request of {len(csr_pem)} bytes is over the limit of {MAX_CERTIFICATE_NBYTES}")
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
@@ -156,9 +154,7 @@ def load_certificate(certificate: bytes | str) -> x509.Certificate:
     large."""
     content = certificate.encode() if isinstance(certificate, str) else certificate
     if len(content) > MAX_CERTIFICATE_NBYTES:
-        raise PeerError(
-            f"a certificate of {len(content)} bytes is over the limit of {MAX_CERTIFICATE_NBYTES}"
-        )
+        raise PeerError(f"a certificate of {len(content)} bytes is over the limit of {MAX_CERTIFICATE_NBYTES}")
     try:
         if content.lstrip().startswith(b"-----BEGIN"):
             return x509.load_pem_x509_certificate(content)
@@ -172,9 +168,7 @@ def _peer(certificate: x509.Certificate) -> Peer:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
         raise PeerError("the certificate carries no names") from error
-    uris = [
-        uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(SCHEME)
-    ]
+    uris = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(SCHEME)]
     if len(uris) != 1:
         raise PeerError(f"the certificate carries {len(uris)} medley:// names instead of one")
     role, _, name = uris[0].removeprefix(SCHEME).partition("/")

@@ -85,9 +85,7 @@ def write_private(path: Path, content: bytes, replace: bool = True) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): give a directory you may write to"
-        ) from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): give a directory you may write to") from error
 
 
 def read_private(path: Path) -> bytes:

@@ -114,9 +114,7 @@ def create_token(
         raise UserError(f"a token cannot make a {role!r}: use 'node' or 'operator'")
     if not addresses:
         raise UserError("a token needs at least one address at which the coordinator can be reached")
-    token = Token(
-        secrets.token_hex(6), secrets.token_urlsafe(_SECRET_NBYTES), tuple(addresses), authority_pem
-    )
+    token = Token(secrets.token_hex(6), secrets.token_urlsafe(_SECRET_NBYTES), tuple(addresses), authority_pem)
     if len(token.text()) > MAX_TOKEN_CHARACTERS:
         raise UserError("the addresses are too many for one token: give those that machines really use")
     expires_ns = now_ns + lifetime_s * NS_PER_S
@@ -129,9 +127,7 @@ def parse_token(text: str) -> Token:
     if not line.startswith(PREFIX):
         raise UserError(f"this is not a join token: it must start with '{PREFIX}'")
     if len(line) > MAX_TOKEN_CHARACTERS:
-        raise UserError(
-            f"this is not a join token: it has {len(line)} characters, more than {MAX_TOKEN_CHARACTERS}"
-        )
+        raise UserError(f"this is not a join token: it has {len(line)} characters, more than {MAX_TOKEN_CHARACTERS}")
     try:
         encoded = line.removeprefix(PREFIX)
         content = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
