@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from medley.protocol.version import __version__
+
 if TYPE_CHECKING:
     from medley.api import Result, train
     from medley.engines.task import Loss, Task
     from medley.protocol.errors import MedleyError, UserError
     from medley.protocol.spec import JobSpec
 
-__version__ = "0.1.0"
 __all__ = ["JobSpec", "Loss", "MedleyError", "Result", "Task", "UserError", "__version__", "train"]
 
 _HOMES = {

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import click
 
-from medley import __version__
 from medley.protocol.errors import Unavailable, UserError, did_you_mean
+from medley.protocol.version import __version__
 
 MISTAKE = 2
 INTERRUPTED = 130

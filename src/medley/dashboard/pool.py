@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from medley import __version__
 from medley.dashboard.answers import Answers
 from medley.dashboard.feed import Broadcast, Events
 from medley.dashboard.routes import OPEN_PATHS, make_routes
 from medley.jobs.operator import Operator
 from medley.observe.metrics import CONTENT_TYPE
 from medley.protocol.ids import NS_PER_MS
+from medley.protocol.version import __version__
 from medley.runtimes.coordinator import CoordinatorHost
 from medley.serving.guard import Guard
 from medley.serving.server import bind

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from medley import __version__
 from medley.jobs.finding import Finding
+from medley.protocol.version import __version__
 from medley.runtimes.clock import SystemClock
 
 GIB = 1 << 30

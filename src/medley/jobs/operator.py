@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from medley import __version__
 from medley.jobs.check import check
 from medley.jobs.load import job_from_dict
 from medley.jobs.names import new_id
@@ -24,6 +23,7 @@ from medley.protocol.events import Cancel, CoordinatorEvent, Resume, Submit
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.records import NodeRevoked
 from medley.protocol.spec import JobSpec
+from medley.protocol.version import __version__
 from medley.protocol.wire import Envelope
 from medley.roles import ledger
 from medley.roles.context import NodeView

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from medley import __version__
 from medley.engines.parts import join_parts, write_blocks
 from medley.engines.task import Task, load_task
 from medley.engines.train import TrainEngine
@@ -27,6 +26,7 @@ from medley.protocol.layout import Layout
 from medley.protocol.messages import Artifact
 from medley.protocol.plan import Plan
 from medley.protocol.spec import JobSpec
+from medley.protocol.version import __version__
 from medley.protocol.wire import MAX_DOCUMENT_NBYTES
 from medley.runtimes.children.task import open_language_task
 from medley.runtimes.clock import SystemClock

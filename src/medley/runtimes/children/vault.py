@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from medley import __version__
 from medley.policies.bounds import PART_NBYTES
 from medley.protocol.codec import text
 from medley.protocol.engine import (
@@ -29,6 +28,7 @@ from medley.protocol.engine import (
     SetPeers,
 )
 from medley.protocol.errors import Damaged, MedleyError
+from medley.protocol.version import __version__
 from medley.runtimes.children.mapped import mapped
 from medley.runtimes.children.plane import DAMAGED, Admission, open_plane
 from medley.runtimes.clock import SystemClock
