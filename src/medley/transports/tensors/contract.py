@@ -105,6 +105,3 @@ class Keeper(Protocol):
     async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes: ...
 
     async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse: ...
-
-
-Handler = Keeper
