@@ -211,3 +211,13 @@ def _orphans(name: str) -> bool:
 def _yields_only(call: ast.Call) -> bool:
     """`asyncio.sleep(0)` lets others run; it does not wait."""
     return len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0
+
+
+def test_every_task_group_is_the_one_that_keeps_cancellations() -> None:
+    wrong = [
+        f"{module.name}:{node.lineno}"
+        for module in package()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.TaskGroup"
+    ]
+    assert not wrong, f"use medley.concurrency.TaskGroup: {wrong}"

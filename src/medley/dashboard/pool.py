@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from medley.concurrency import TaskGroup
 from medley.dashboard.answers import Answers
 from medley.dashboard.feed import Broadcast, Events
 from medley.dashboard.routes import OPEN_PATHS, make_routes
@@ -193,7 +194,7 @@ async def serve_page(host: CoordinatorHost, operator: Operator) -> AsyncIterator
     config = uvicorn.Config(guarded, log_config=None, lifespan="off", access_log=False)
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         serving = tasks.create_task(server._serve(sockets=[sock]))
         refreshing = tasks.create_task(feed.refresh())
         try:

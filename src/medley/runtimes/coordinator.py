@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
 
+from medley.concurrency import TaskGroup
 from medley.observe.failpoints import hit
 from medley.observe.logs import logger
 from medley.observe.metrics import Metrics
@@ -123,7 +124,7 @@ class CoordinatorHost:
             limits=Limits(),
         )
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 self._tasks = tasks
                 background = [
                     tasks.create_task(self._keep_vault()),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from medley.concurrency import TaskGroup
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import MedleyError, Unavailable, UserError
 from medley.runtimes.addresses import address_of, is_everywhere, is_loopback, split
@@ -288,7 +289,7 @@ async def _supervise(options: JoinOptions, member: Member) -> str:
 
     supervisor = Supervisor(logs, gave_up)
     child = Child("node", NODE, (str(_options_file(options, member)), str(options.directory / CREDENTIALS)))
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         keeping = tasks.create_task(supervisor.keep(child))
         await stopped.wait()
         await supervisor.end(["node"])

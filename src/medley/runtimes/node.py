@@ -18,6 +18,7 @@ from typing import assert_never
 
 import psutil
 
+from medley.concurrency import TaskGroup
 from medley.observe.failpoints import hit
 from medley.observe.logs import logger
 from medley.protocol import effects as fx
@@ -114,7 +115,7 @@ class NodeHost:
     async def run(self) -> None:
         """Connect, host roles, never return."""
         await asyncio.to_thread(self._tidy)
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._consume())
             tasks.create_task(self._tick())

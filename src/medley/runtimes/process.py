@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from medley.concurrency import TaskGroup
 from medley.observe.logs import logger
 from medley.protocol.engine import Command, EngineExited, Report
 from medley.runtimes.clock import SystemClock
@@ -63,7 +64,7 @@ class EngineProcess:
         )
         self._process = process
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 beside = [tasks.create_task(self._write(process)), tasks.create_task(self._watch())]
                 await self._read(process)
                 for task in beside:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medley.concurrency import TaskGroup
 from medley.observe.logs import logger
 from medley.protocol.ids import NS_PER_S
 from medley.runtimes.clock import SystemClock
@@ -84,7 +85,7 @@ class Supervisor:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         child.process = process
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             keeping = tasks.create_task(self._keep_errors(process, self._log_dir / f"{child.name}.err"))
             try:
                 status = await process.wait()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medley.concurrency import TaskGroup
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.addresses import advertised, is_loopback, reachable_here
 from medley.runtimes.children.environment import PORTS, ports
@@ -71,7 +72,7 @@ def run_up(
 async def _run_up(options: UpOptions, tell: Callable[[str], None], ready: Callable[[dict[str, object]], None]) -> None:
     pool = LocalPool(options)
     on_stop(pool.stop)
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         saying: list[asyncio.Task[None]] = []
 
         def listening(address: dict[str, object]) -> None:
@@ -148,7 +149,7 @@ class LocalPool:
 
     async def _run(self, where: Path, ready: Callable[[dict[str, object]], None]) -> None:
         coordinator = self._coordinator()
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             keeping = [tasks.create_task(self.supervisor.keep(coordinator))]
             address = await self._address(where)
             if address is not None:

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from medley.concurrency import TaskGroup
 from medley.engines import generate
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.clock import Clock, SystemClock
@@ -172,7 +173,7 @@ async def _events(ticket: Ticket, reply: Reply) -> AsyncIterator[str]:
 async def _whole(request: Request, ticket: Ticket, reply: Reply) -> Response:
     """One body when all choices are finished; a client that disconnects before ends the work."""
     outcome: MedleyError | None = None
-    async with asyncio.TaskGroup() as group:
+    async with TaskGroup() as group:
         watch = group.create_task(_leave(request, ticket))
         try:
             async for choice, piece in ticket:

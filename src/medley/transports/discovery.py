@@ -27,6 +27,7 @@ from zeroconf import (
 )
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from medley.concurrency import TaskGroup
 from medley.protocol.errors import UserError
 
 SERVICE_TYPE: Final = "_medley._tcp.local."
@@ -119,7 +120,7 @@ async def _collect(
         if resolved is not None:
             await news.put(resolved)
 
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         resolving: dict[str, asyncio.Task[None]] = {}
         while len(found) < enough:
             match await news.get():

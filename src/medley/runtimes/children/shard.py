@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from medley.concurrency import TaskGroup
 from medley.engines.parts import Cut, Reader, load_part
 from medley.engines.shard import ShardEngine
 from medley.protocol.codec import parse
@@ -277,7 +278,7 @@ class ShardHost:
         """Open the plane, then execute commands for ever."""
         self.plane, address = await open_plane(host(), 0, encrypted(), self, self.admission)
         self._link.send(Opened(address))
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             self._tasks = tasks
             while True:
                 await self.execute(await self._link.commands.get())

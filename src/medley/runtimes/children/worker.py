@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from medley.concurrency import TaskGroup
 from medley.engines.worker import Base, Outcome, WorkerEngine, bytes_in, is_out_of_memory
 from medley.protocol.codec import parse
 from medley.protocol.engine import (
@@ -140,7 +141,7 @@ class WorkerHost:
         base = self.engine.base()
         problem = ""
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for route in self._routes:
                     group.create_task(self._pull_shard(route, generation, version, base))
         except* (Refused, Unavailable, ValueError, UserError) as errors:
@@ -208,7 +209,7 @@ class WorkerHost:
         self._pushing.add(update)
         problem, sent = "", 0
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 parts = [group.create_task(self._push_shard(route, generation, update)) for route in self._routes]
             sent = sum(part.result() for part in parts)
         except* (Refused, Unavailable, UserError) as errors:
@@ -249,7 +250,7 @@ class WorkerHost:
         """Open the plane, then execute commands for ever."""
         self.plane, address = await open_plane(host(), 0, encrypted(), Nobody(), Admission())
         self._link.send(Opened(address))
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             self._tasks = tasks
             while True:
                 await self.execute(await self._link.commands.get())

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from medley.concurrency import TaskGroup
 from medley.protocol import wire
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import FrameError, Unavailable, UserError
@@ -156,7 +157,7 @@ class _Session:
         self._connected()
         ended: BaseException = _Over("the stream ended")
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 tasks.create_task(self._read(call))
                 tasks.create_task(self._write(call, outbox))
                 tasks.create_task(self._watch(outbox))

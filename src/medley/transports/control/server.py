@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from medley.concurrency import TaskGroup
 from medley.protocol import wire
 from medley.protocol.doors import Answer, JoinReply, JoinRequest, Question
 from medley.protocol.errors import FrameError, MedleyError, PeerError, UserError
@@ -210,7 +211,7 @@ class ControlServer:
 
     async def _run(self, stream: _Stream, context: Context) -> _Ended:
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 reading = tasks.create_task(self._read(stream, context))
                 writing = tasks.create_task(self._write(stream, context))
                 ended = await asyncio.shield(stream.ended)

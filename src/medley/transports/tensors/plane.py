@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import zmq
 
+from medley.concurrency import TaskGroup
 from medley.protocol.errors import Unavailable, UserError
 from medley.protocol.hosts import is_loopback
 from medley.transports.tensors.contract import Buffer, Keeper, Limits, Peer
@@ -199,7 +200,7 @@ class TensorPlane:
 
     async def _serve(self) -> None:
         """Run the keeper's calls until the plane is closed; `close` awaits the end and sees any fault."""
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             running: set[asyncio.Task[None]] = set()
             while (work := await self._work.get()) is not None:
                 task = group.create_task(_answer(*work, self._wait_s))
