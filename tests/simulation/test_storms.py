@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.simulation.kernel import S
-from tests.simulation.storm import weather
-from tests.simulation.world import World
 
 from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
+from medley.runtimes.simulated.kernel import S
+from medley.runtimes.simulated.storm import weather
+from medley.runtimes.simulated.world import World
 
 # Seeds that once found something, and what.
 REGRESSIONS = {

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tests.simulation.kernel import MS
-from tests.simulation.proof import START, Vector
 
 from medley.protocol import engine as e
 from medley.protocol.codec import parse
 from medley.protocol.layout import Layout
 from medley.protocol.messages import Address, Route
 from medley.protocol.plan import Plan
+from medley.runtimes.simulated.kernel import MS
+from medley.runtimes.simulated.proof import START, Vector
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World
+    from medley.runtimes.simulated.world import World
 
 Say = Callable[[e.Report], None]
 Parts = dict[int, Vector]  # by block

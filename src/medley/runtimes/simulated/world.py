@@ -11,10 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tests.simulation.engines import ShardEngine, Vault, WorkerEngine
-from tests.simulation.kernel import MS, Kernel, S
-from tests.simulation.nodes import Node
-from tests.simulation.proof import START, Proof, Vector, in_order
 
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
@@ -29,6 +25,10 @@ from medley.protocol.spec import JobSpec
 from medley.roles import ledger
 from medley.roles.coordinator import Coordinator
 from medley.roles.run import Run
+from medley.runtimes.simulated.engines import ShardEngine, Vault, WorkerEngine
+from medley.runtimes.simulated.kernel import MS, Kernel, S
+from medley.runtimes.simulated.nodes import Node
+from medley.runtimes.simulated.proof import START, Proof, Vector, in_order
 
 JOB = "j"
 LOG = Codec(Record)
@@ -231,13 +231,11 @@ class World:
                 self.log = [entry for entry in self.log if entry[0] != stream]
                 self.log.append((stream, *LOG.to_json(record)))
             case fx.Send(node, message):
-                stream = self.streams.get(node)
-                if stream is not None:
-                    stream.to_node(message)
+                if (line := self.streams.get(node)) is not None:
+                    line.to_node(message)
             case fx.Close(node):
-                stream = self.streams.get(node)
-                if stream is not None:
-                    stream.cut()
+                if (line := self.streams.get(node)) is not None:
+                    line.cut()
             case fx.Run(command):
                 self._run(command)
             case fx.Explain() | fx.Reject():

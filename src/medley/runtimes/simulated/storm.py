@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-
-from tests.simulation.kernel import MS, S
-from tests.simulation.nodes import Node
-from tests.simulation.world import World
+from typing import Literal
 
 from medley.protocol.events import Expel
 from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
+from medley.runtimes.simulated.kernel import MS, S
+from medley.runtimes.simulated.nodes import Node
+from medley.runtimes.simulated.world import World
 
 STORM_NS = 40 * S
 DEADLINE_NS = 400 * S
@@ -35,7 +35,7 @@ CHANCES = {
 def draw_spec(random: Random) -> JobSpec:
     mode = random.choice(["sync", "async", "local-sgd"])
     deterministic = mode == "sync" and random.random() < 0.4
-    schedule = "plateau" if deterministic and random.random() < 0.5 else "constant"
+    schedule: Literal["plateau", "constant"] = "plateau" if deterministic and random.random() < 0.5 else "constant"
     return JobSpec(
         name="j",
         train=Train(

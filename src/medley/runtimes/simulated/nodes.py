@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.simulation.engines import ShardEngine, WorkerEngine
-from tests.simulation.kernel import MS, S
-
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
 from medley.protocol import messages as m
 from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
 from medley.roles.shard import Shard
 from medley.roles.worker import Worker
+from medley.runtimes.simulated.engines import ShardEngine, WorkerEngine
+from medley.runtimes.simulated.kernel import MS, S
 
 if TYPE_CHECKING:
-    from tests.simulation.world import Stream, World
+    from medley.runtimes.simulated.world import Stream, World
 
 Engine = WorkerEngine | ShardEngine
 SILENT_NS = 60 * S  # the host ends an engine that shows no progress
