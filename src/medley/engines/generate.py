@@ -97,11 +97,11 @@ class Generator:
         else:
             text = (self.tokenizer.bos_token or "") + plain_prompt(turns)
         # As in training (medley.data.template): the text itself carries the special tokens.
-        return self.fitting(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.fitting(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def text_tokens(self, text: str) -> tuple[int, ...]:
         """Plain text to be continued, without any template. Raises UserError when it fills the context."""
-        return self.fitting(self.tokenizer(text)["input_ids"])
+        return self.fitting(self.tokenizer(text, verbose=False)["input_ids"])
 
     def fitting(self, ids: Sequence[int]) -> tuple[int, ...]:
         """The same tokens, when they are a prompt this model can continue; UserError when not."""

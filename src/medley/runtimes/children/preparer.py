@@ -33,6 +33,7 @@ from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import ChildLink
 from medley.store.artifacts import ArtifactStore
 from medley.store.checkpoints import CheckpointStore, Manifest, Part
+from medley.store.errors import is_full
 
 
 def prepare_job(command: PrepareJob) -> JobPrepared:
@@ -156,10 +157,14 @@ def _execute(command: Command) -> Report:
     try:
         return prepare_job(command) if isinstance(command, PrepareJob) else export_job(command)
     except (MedleyError, OSError) as error:
-        return Failed(what, job, str(error), False, True)
+        return Failed(what, job, _full(command.root) if is_full(error) else str(error), False, True)
     except Exception as error:  # a person's task may raise anything, and would raise it again
         traceback.print_exc()
         return Failed(what, job, f"could not {what} it: {type(error).__name__}: {error}", False, True)
+
+
+def _full(root: str) -> str:
+    return f"the disk that holds {root} is full: make room there, or set MEDLEY_HOME to a directory on another disk"
 
 
 async def serve() -> None:
