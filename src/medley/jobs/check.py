@@ -14,6 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from medley.models.presets import is_preset, preset
+from medley.protocol.conditions import network_problems
 from medley.protocol.errors import UserError
 from medley.protocol.spec import JobSpec
 
@@ -58,6 +59,7 @@ _RANGES: tuple[tuple[str, str, float, float, str], ...] = (
     ("train.seed", "[", 0, (1 << 63) - 1, "]"),
     ("train.threads", "[", 0, 1024, "]"),
     ("train.eval_every_commits", "[", 0, _INF, ")"),
+    ("network.seed", "[", 0, (1 << 63) - 1, "]"),
     ("placement.shards", "[", 1, 64, "]"),
     ("placement.block_elements", "[", 1024, 1 << 28, "]"),
     ("checkpoint.every_s", "[", 0, _INF, ")"),
@@ -233,6 +235,10 @@ def _deterministic(spec: JobSpec) -> Iterator[str]:
         )
 
 
+def _network(spec: JobSpec) -> Iterator[str]:
+    yield from network_problems(spec.network)
+
+
 _RULES: tuple[Callable[[JobSpec], Iterator[str]], ...] = (
     _name,
     _task,
@@ -241,4 +247,5 @@ _RULES: tuple[Callable[[JobSpec], Iterator[str]], ...] = (
     _optimizer,
     _modes,
     _deterministic,
+    _network,
 )

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from medley.protocol.conditions import Network
+
 MODES = ("sync", "async", "local-sgd")
 
 
@@ -153,3 +155,4 @@ class JobSpec:
     train: Train = field(default_factory=Train)
     placement: Placement = field(default_factory=Placement)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    network: Network = field(default_factory=Network)
