@@ -44,6 +44,12 @@ service Control {
   rpc Renew(JoinRequest) returns (JoinReply);
 }
 
+// Pipes for engines that cannot reach each other, on the control port; mutual TLS, certificates of role node. Both
+// calls are streams of raw bytes in both directions, opened by metadata: Open by `name` and `why`, Take by `number`
+// (of a Called). See docs/protocol-tensors.md.
+//
+//   service Tunnel { Open, Take }
+
 // Questions of people and of the page, on the control port; mutual TLS, certificates of role operator.
 service Operator {
   rpc Ask(Question) returns (Answer);

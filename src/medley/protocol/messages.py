@@ -267,6 +267,14 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """Somebody who cannot reach this node's engine `name` directly calls it: take the call `number` (Tunnel.Take)."""
+
+    number: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """Where one shard's parts go; its primary passes them on to its backup."""
 
@@ -479,5 +487,5 @@ FromNode = (
 )
 ToWorker = AssignWorker | Routes | Lease | Base | Outcome | Revoke | Evaluate | Leave
 ToShard = AssignShard | Peers | Relay | Commit | Drop | Pin | Unpin | WritePart | Leave
-ToNode = Welcome | Refused | ToWorker | ToShard
+ToNode = Welcome | Refused | Called | ToWorker | ToShard
 Message = FromNode | ToNode

@@ -30,6 +30,7 @@ from medley.protocol.ids import NS_PER_S, JobId, NodeId
 from medley.protocol.messages import (
     AssignShard,
     AssignWorker,
+    Called,
     Capability,
     FromNode,
     Heartbeat,
@@ -221,6 +222,8 @@ class NodeHost:
                     self._give(key, Told(message))
             case Refused(reason):
                 self._log.error("refused", reason=reason)
+            case Called():
+                pass
             case AssignWorker(job):
                 threads = message.threads or self._options.threads
                 self._assigned((job, -1), replace(message, threads=threads))

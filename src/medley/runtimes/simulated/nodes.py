@@ -107,7 +107,7 @@ class Node:
                 self.stream.welcomed = True
                 for key in list(self.roles):
                     self._handle(key, Told(message))
-            case m.Refused():
+            case m.Refused() | m.Called():  # links of a world all work: nobody calls by relay
                 pass
             case m.AssignWorker():
                 self._assigned((message.job, -1), message)
