@@ -49,6 +49,7 @@ from medley.runtimes.children.mapped import mapped
 from medley.runtimes.children.plane import Admission, fetch, open_plane, peer_of
 from medley.runtimes.pipe import ChildLink
 from medley.store.checkpoints import Part
+from medley.store.errors import is_full
 from medley.transports.tensors.contract import Accept, Already, Refuse, Refused, Source
 from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
@@ -233,7 +234,8 @@ class ShardHost:
             ):
                 kept = await self._deposit(generation, version, content)
         except (MedleyError, OSError) as error:
-            self._link.send(Failed("write", str(version), str(error), False, False))
+            reason = f"the disk that holds {room()} is full" if is_full(error) else str(error)
+            self._link.send(Failed("write", str(version), reason, False, False))
         else:
             self._link.send(WroteVersion(generation, version, kept.file, kept.sha256, kept.nbytes))
 
