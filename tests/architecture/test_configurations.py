@@ -10,7 +10,9 @@ import pytest
 
 from .source import ROOT
 
-SHIPPED = sorted(path for folder in ("examples", "deploy") for path in (ROOT / folder).rglob("*.yaml"))
+EXPERIMENTS = sorted((ROOT / "examples" / "experiments").glob("*.yaml"))
+FOUND = sorted(path for folder in ("examples", "deploy") for path in (ROOT / folder).rglob("*.yaml"))
+SHIPPED = [path for path in FOUND if path not in EXPERIMENTS]
 
 
 @pytest.mark.skipif(not (ROOT / "src/medley/jobs/load.py").is_file(), reason="no loader yet")
@@ -18,3 +20,9 @@ SHIPPED = sorted(path for folder in ("examples", "deploy") for path in (ROOT / f
 def test_shipped_job_loads(path: Path) -> None:
     load_job = importlib.import_module("medley.jobs.load").load_job
     assert load_job(path) is not None
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_shipped_experiment_loads_with_every_point_of_its_sweep(path: Path) -> None:
+    load_experiment = importlib.import_module("medley.jobs.experiments.load").load_experiment
+    assert load_experiment(path).points

@@ -1,0 +1,243 @@
+"""Whether an experiment's values make sense: ranges first, then names, then whether anything could run at all.
+
+Promises: the first thing that is wrong becomes one UserError that names the key, its value and what would be right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from medley.jobs.check import check as check_job
+from medley.jobs.experiments import criteria
+from medley.jobs.experiments.fleet import devices_of, presets_of, spec_of
+from medley.jobs.experiments.reading import Origin
+from medley.jobs.experiments.spec import MAX_ARRIVALS, MAX_MACHINES, Experiment, Group, Job, Numbers, Words
+from medley.jobs.experiments.tally import COLUMNS
+from medley.policies.costs import PROCESS_NBYTES, shard_nbytes, size_of, worker_nbytes
+from medley.policies.devices import Device
+from medley.protocol.conditions import CLASSES, Conditions
+from medley.protocol.errors import UserError, did_you_mean
+
+Path = tuple[str, ...]
+Wrong = tuple[Path, str]
+_INF = math.inf
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("seed", 0, (1 << 53) - 1),
+    ("repeats", 1, 1000),
+    ("until_s", 1, 366 * 86_400),
+    ("heartbeat_ms", 50, 600_000),
+    ("target_loss", 0, _INF),
+    ("arrivals.count", 0, MAX_ARRIVALS),
+    ("arrivals.per_h", 0, 1e6),
+)
+_GROUP_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("count", 0, MAX_MACHINES),
+    ("slowness", 0.001, 10_000),
+    ("interruptions_per_h", 0, 3600),
+    ("joins_s", 0, 366 * 86_400),
+    ("leaves_s", 0, 366 * 86_400),
+)
+_JOB_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("model.parameters", 1, 1 << 42),
+    ("model.frozen_parameters", 0, 1 << 42),
+    ("model.tokens_per_sample", 1, 1 << 20),
+    ("model.samples", 0, 1 << 40),
+    ("model.heldout", 0, 1 << 30),
+    ("at_s", 0, 366 * 86_400),
+    ("deadline_s", 0, 366 * 86_400),
+    ("weight", 0, 1e9),
+)
+_CONDITION_RANGES: dict[str, tuple[float, float]] = {
+    "rtt_ms": (0, 600_000),
+    "jitter_ms": (0, 600_000),
+    "loss": (0, 0.99),
+    "duplication": (0, 0.99),
+    "compute_factor": (0.001, 10_000),
+}
+
+
+def check(experiment: Experiment, origin: Origin) -> None:
+    """Raises UserError, one sentence, for the first thing that cannot work."""
+    try:
+        devices_of(experiment)
+    except UserError as error:
+        origin.refuse(("devices",), str(error))
+    for path, sentence in _wrong(experiment):
+        origin.refuse(path, sentence)
+    for name, job in experiment.jobs.items():
+        try:
+            check_job(spec_of("job", job))
+        except UserError as error:
+            origin.refuse(("jobs", name), f"jobs.{name}: {error}")
+
+
+def _wrong(experiment: Experiment) -> Iterator[Wrong]:
+    yield from _ranges(experiment, _RANGES, ())
+    for name, conditions in experiment.network.presets.items():
+        yield from _conditions(conditions, ("network", "presets", name))
+    yield from _network(experiment)
+    for name, group in experiment.fleet.items():
+        yield from _ranges(group, _GROUP_RANGES, ("fleet", name))
+        yield from _group(experiment, name, group)
+    yield from _fleet(experiment)
+    for name, job in experiment.jobs.items():
+        yield from _ranges(job, _JOB_RANGES, ("jobs", name))
+        yield from _job(experiment, name, job)
+    yield from _names(experiment)
+    yield from _success(experiment)
+    yield from _rooms(experiment)
+
+
+def _ranges(tree: Any, ranges: Iterable[tuple[str, float, float]], path: Path) -> Iterator[Wrong]:
+    for key, low, high in ranges:
+        value = tree
+        for part in key.split("."):
+            value = getattr(value, part)
+        for one in value.values if isinstance(value, Numbers) else (value,):
+            if not low <= one <= high:
+                here = (*path, *key.split("."))
+                limit = f"at least {low:g}" if one < low or high == _INF else f"at most {high:g}"
+                yield here, f"{'.'.join(here)} is {one:g}, but must be {limit}"
+
+
+def _conditions(conditions: Conditions, path: Path) -> Iterator[Wrong]:
+    for one in fields(conditions):
+        value = getattr(conditions, one.name)
+        low, high = _CONDITION_RANGES.get(one.name, (0, 1e15))
+        if not low <= value <= high:
+            limit = f"at least {low:g}" if value < low else f"at most {high:g}"
+            yield (*path, one.name), f"{'.'.join((*path, one.name))} is {value:g}, but must be {limit}"
+    if conditions.down_s > 0 and not conditions.up_s > 0:
+        yield (*path, "up_s"), f"{'.'.join(path)} is down for {conditions.down_s:g} s and never up: set up_s as well"
+
+
+def _network(experiment: Experiment) -> Iterator[Wrong]:
+    presets = presets_of(experiment)
+    if experiment.network.profile not in presets:
+        profile = experiment.network.profile
+        sentence = f"network.profile: there is no preset '{profile}'; {did_you_mean(profile, presets)}"
+        yield ("network", "profile"), sentence
+    yield from _overrides(experiment.network.overrides, presets, ("network", "overrides"))
+
+
+def _overrides(overrides: dict[str, str], presets: Iterable[str], path: Path) -> Iterator[Wrong]:
+    known = list(presets)
+    for kind, preset in overrides.items():
+        here = (*path, kind)
+        if kind not in CLASSES:
+            yield here, f"{'.'.join(path)}: there is no class of traffic '{kind}'; {did_you_mean(kind, CLASSES)}"
+        if preset not in known:
+            yield here, f"{'.'.join(here)}: there is no preset '{preset}'; {did_you_mean(preset, known)}"
+
+
+def _group(experiment: Experiment, name: str, group: Group) -> Iterator[Wrong]:
+    path = ("fleet", name)
+    yield from _known(group.device, devices_of(experiment), "device", (*path, "device"))
+    named = [one for one in group.network.values if one]
+    yield from _known(Words(values=tuple(named)), presets_of(experiment), "preset", (*path, "network"))
+    yield from _overrides(group.overrides, presets_of(experiment), (*path, "overrides"))
+    for key in ("slowness", "joins_s", "leaves_s"):
+        numbers: Numbers = getattr(group, key)
+        if numbers.kind in ("spread", "log_uniform", "exponential") and min(numbers.values) <= 0:
+            yield (*path, key), f"{'.'.join(path)}.{key}: {numbers.kind} needs values above 0"
+        if numbers.kind in ("uniform", "log_uniform", "spread") and numbers.values[0] > numbers.values[1]:
+            yield (*path, key), f"{'.'.join(path)}.{key}: {numbers.kind} is from the smaller value to the larger one"
+    if group.interruptions_per_h and not group.spot:
+        where = (*path, "interruptions_per_h")
+        yield where, f"{'.'.join(where)} is given, but only spot machines are taken away: set spot to true"
+
+
+def _known(words: Words, known: Iterable[str], what: str, path: Path) -> Iterator[Wrong]:
+    names = list(known)
+    for one in words.values:
+        if one not in names:
+            yield path, f"{'.'.join(path)}: there is no {what} '{one}'; {did_you_mean(one, names)}"
+
+
+def _fleet(experiment: Experiment) -> Iterator[Wrong]:
+    path, groups = ("fleet",), experiment.fleet.values()
+    many = sum(group.count for group in groups)
+    if many == 0:
+        yield path, "fleet has no machine: write at least 'fleet: {workers: {count: 4}}'"
+    if many > MAX_MACHINES:
+        yield path, f"fleet has {many} machines, but at most {MAX_MACHINES} are allowed"
+    for key, does in (("worker", "trains"), ("shard", "holds parameters")):
+        if many and not any(getattr(group, key) and group.count for group in groups):
+            yield path, f"fleet has no machine that {does}: leave '{key}' of one group at true"
+
+
+def _job(experiment: Experiment, name: str, job: Job) -> Iterator[Wrong]:
+    path = ("jobs", name)
+    if experiment.engine == "real" and not job.model.task:
+        yield (
+            (*path, "model"),
+            f"jobs.{name}.model.task is empty, but engine 'real' trains a tiny task: set digits-mlp, lstm or llama",
+        )
+    if experiment.engine != "real" and job.model.task:
+        yield (
+            (*path, "model", "task"),
+            f"jobs.{name}.model.task is '{job.model.task}', but engine '{experiment.engine}' computes none: "
+            "set engine to 'real'",
+        )
+    if experiment.engine != "real" and job.model.samples < 1:
+        yield (*path, "model", "samples"), f"jobs.{name}.model.samples is 0: give at least 1"
+    if job.placement.replication == 2 and sum(g.count for g in experiment.fleet.values() if g.shard) < 2:
+        yield (*path, "placement"), f"jobs.{name}.placement.replication is 2, but only one machine may hold parameters"
+
+
+def _names(experiment: Experiment) -> Iterator[Wrong]:
+    if not experiment.jobs:
+        yield ("jobs",), "jobs is empty: write at least 'jobs: {train: {}}'"
+    stream = experiment.arrivals
+    if stream.count and experiment.jobs and not any(job.weight for job in experiment.jobs.values()):
+        yield ("arrivals",), "arrivals has no job to draw: give one of jobs a weight above 0"
+    if stream.per_h and not stream.count:
+        yield ("arrivals", "per_h"), "arrivals.per_h is given without arrivals.count: say how many jobs arrive"
+
+
+def _success(experiment: Experiment) -> Iterator[Wrong]:
+    for text in experiment.success:
+        try:
+            criteria.parse(text, COLUMNS)
+        except UserError as error:
+            yield ("success",), f"success: {error}"
+
+
+def _rooms(experiment: Experiment) -> Iterator[Wrong]:
+    """A fleet that can hold no task: no machine that trains has the memory, or none that keeps parameters."""
+    devices = devices_of(experiment)
+    for name, job in experiment.jobs.items():
+        if experiment.engine != "modelled":
+            continue
+        for role, needs in (("train", _worker_needs), ("keep the parameters of", _shard_needs)):
+            able = [group for group in experiment.fleet.values() if _serves(group, role)]
+            kinds = sorted({kind for group in able for kind in group.device.values if group.count})
+            if kinds and all(needs(job, devices[kind]) > devices[kind].memory_bytes for kind in kinds):
+                most = max((devices[kind] for kind in kinds), key=lambda one: one.memory_bytes)
+                yield (
+                    ("fleet",),
+                    f"no machine of the fleet can {role} jobs.{name}: it needs {_gib(needs(job, most))} GiB, and the "
+                    f"largest ({most.kind}) has {_gib(most.memory_bytes)} GiB",
+                )
+
+
+def _serves(group: Group, role: str) -> bool:
+    return group.worker if role == "train" else group.shard
+
+
+def _worker_needs(job: Job, device: Device) -> int:
+    model = job.model
+    size = size_of(spec_of("job", job), model.parameters, model.frozen_parameters, model.tokens_per_sample, device)
+    return max(worker_nbytes(size, job.train, model.tokens_per_sample), PROCESS_NBYTES)
+
+
+def _shard_needs(job: Job, device: Device) -> int:
+    return shard_nbytes(-(-job.model.parameters // job.placement.shards), job.train, 1)
+
+
+def _gib(nbytes: float) -> str:
+    return f"{nbytes / (1 << 30):.1f}"
