@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.killing import Boundaries, family, kill, kind_of, processes
 
 from medley.engines.proof import miscounted, miscounted_values
+from medley.observe.failpoints import FULL
 from medley.protocol.errors import MedleyError, Unavailable
 from medley.protocol.layout import TensorSpec, make_layout
 from medley.runtimes.children.preparer import read_checkpoint
@@ -42,6 +43,8 @@ STALL_S = 180.0  # nothing moved although nothing was killed
 BETWEEN_S = 2.0  # mean time between random kills
 ARM_FIRST_S, ARM_LAST_S = 0.7, 12.0  # one more boundary of each side is armed after a commit, or after so long
 JOBS_MAX = 40
+TROUBLE_S = 3.0  # between two troubles with checkpoints, while something that only they cause has not been met
+TROUBLE = {"PartFailed", "LoadFailed"}
 # Passed only while a job begins or ends: armed before the first job is submitted.
 RARE = ("Submitted", "Prepared", "Leave", "StateChanged", "Placed")
 # Boundaries of each are armed side by side.
@@ -117,6 +120,7 @@ class Storm:
         self.pause = threading.Event()
         self.pool = self._pool()
         self.next_kill = 0.0
+        self.next_trouble = 0.0
         self.armed_at: dict[str, tuple[Any, float]] = {}
         self.raging = False
 
@@ -231,6 +235,7 @@ class Storm:
         for side in SIDES:
             if self._due(side, seen, now):
                 self._arm(side)
+        self._provoke(seen, now)
         if now < self.next_kill or not self._due("random", seen, now):
             return False
         if self.outcome.random_kills >= self.kills and self._enough():
@@ -240,6 +245,29 @@ class Storm:
             self._kill_watchdog()
             return True
         return self._kill_one()
+
+    def _provoke(self, seen: dict[str, Any], now: float) -> None:
+        """What is said only of checkpoints that cannot be written or read is said when that happens."""
+        waits = {n.rpartition(".")[2] for n in self.boundaries.armed - self.boundaries.fired()}
+        if now < self.next_trouble or not waits & TROUBLE:
+            return
+        self.next_trouble = now + TROUBLE_S
+        if "PartFailed" in waits:
+            self.boundaries.arm("checkpoint.part.before_rename", FULL)
+        if "LoadFailed" in waits and 2 * seen.get("samples", 0) < seen.get("total", 0):
+            self._damage(seen)
+
+    def _damage(self, seen: dict[str, Any]) -> None:
+        """One byte too many in the newest of several checkpoints, and a shard that has to load it."""
+        versions = sorted(c["version"] for c in seen.get("checkpoints", ()))
+        engines = {n: pid for n, pid in processes(self.pool.pid).items() if kind_of(n) == "shard-engine"}
+        if len(versions) < 2 or not engines:
+            return
+        folder = self.place / "pool" / "checkpoints" / seen["job"]
+        for part in sorted(folder.glob(f"checkpoint-{versions[-1]:010d}/*.safetensors")):
+            with open(part, "ab") as file:
+                file.write(b"x")
+        kill(engines[self.random.choice(sorted(engines))])
 
     def _kill_one(self) -> bool:
         """First which kind, then which one, so that the few are met as often as the many."""

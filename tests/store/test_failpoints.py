@@ -53,3 +53,11 @@ def test_an_order_can_let_hits_pass_and_name_a_process(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.split()) == (-signal.SIGKILL, ["0", "1", "2", "3"])
     assert fired(tmp_path) == ["a.before.B"]
     assert (tmp_path / "c").exists()
+
+
+def test_an_order_can_be_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("full 2")
+    told = run(tmp_path)
+    assert told.returncode == 1 and "No space left" in told.stderr
+    assert told.stdout.split() == ["0", "1", "2"]
+    assert fired(tmp_path) == ["c"]

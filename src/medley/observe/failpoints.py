@@ -4,12 +4,13 @@ Disabled unless the environment variable MEDLEY_FAILPOINTS names a directory; th
 arms the failpoint `name`. A hit that fires renames the file to `<name>.fired.<pid>` (so it fires once, in one
 process) and kills the process as `kill -9` would: no cleanup, no flush. The file may hold words: an integer
 says how many hits of a process to let pass first, `key=value` fires only in a process that called
-`describe_process(key="value")`. Each name's first hit in a process is appended to `<directory>/seen.<pid>`:
-the list of reachable boundaries.
+`describe_process(key="value")`, `full` raises the error of a full disk there instead of killing.
+Each name's first hit in a process is appended to `<directory>/seen.<pid>`: the list of reachable boundaries.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from typing import Final
 
 _DIRECTORY: Final = os.environ.get("MEDLEY_FAILPOINTS") or None
 _MAX_ORDER_NBYTES: Final = 4096
+FULL: Final = "full"
 
 _labels: dict[str, str] = {}
 _hits: dict[str, int] = {}
@@ -52,6 +54,8 @@ def _hit(directory: Path, name: str) -> None:
         os.rename(directory / name, directory / f"{name}.fired.{os.getpid()}")
     except FileNotFoundError:
         return
+    if FULL in order:
+        raise OSError(errno.ENOSPC, f"failpoint {name}: {os.strerror(errno.ENOSPC)}")
     _die()
 
 
@@ -73,7 +77,7 @@ def _is_meant(order: list[str], earlier_hits: int) -> bool:
         key, equals, value = word.partition("=")
         if equals and _labels.get(key) != value:
             return False
-        if not equals and earlier_hits < int(word):
+        if not equals and word != FULL and earlier_hits < int(word):
             return False
     return True
 

@@ -35,6 +35,7 @@ from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import ChildLink
 from medley.store.artifacts import ArtifactStore
 from medley.store.checkpoints import CheckpointStore, Manifest, Part
+from medley.store.errors import is_full
 from medley.transports.identity.credentials import write_private
 from medley.transports.tensors.contract import Accept, Already, Refuse, Refused, Source
 from medley.transports.tensors.curve import Curve
@@ -87,8 +88,11 @@ class Vault:
         try:
             kept = await asyncio.to_thread(self._keep, self._parts.pop(path), header)
         except (MedleyError, OSError) as error:  # a full disk, most likely: a person reads this sentence at the job
-            raise Refused(str(error)) from error
+            raise Refused(self._why(error)) from error
         return msgspec.json.encode(kept)
+
+    def _why(self, error: Exception) -> str:
+        return f"the disk that holds {self._root} is full" if is_full(error) else str(error)
 
     def _keep(self, part: FilePart, header: Header) -> Part:
         file = part.finish()
@@ -137,7 +141,7 @@ class Vault:
                 try:
                     sealed = await asyncio.to_thread(self._seal, command)
                 except (MedleyError, OSError) as error:
-                    self._link.send(Failed("seal", command.job, str(error), False, False))
+                    self._link.send(Failed("seal", command.job, self._why(error), False, False))
                 else:
                     self._link.send(sealed)
             case _:
