@@ -42,7 +42,7 @@ class Limits:
     outbound_messages: int = 4096
     outbound_nbytes: int = 64 * 1024 * 1024
     rpcs: int = 8192
-    streams_per_connection: int = 64
+    streams_per_connection: int = 320  # a node's pipes (see `tunnel`) share one
     door_rpcs: int = 32
     door_message_nbytes: int = 64 * 1024
     keepalive_time_s: float = 5.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -93,12 +93,16 @@ class ControlServer:
         identity: Credentials,
         handler: ControlOwner,
         limits: Limits,
+        beside: Mapping[str, grpc.RpcMethodHandler] | None = None,
     ) -> ControlServer:
-        """Listen on both ports (0: the system picks). Raises UserError when a port cannot be had."""
+        """Listen on both ports (0: the system picks). Raises UserError when a port cannot be had.
+
+        `beside` are further calls of the control port, by their full paths, which look after themselves.
+        """
         server = cls(handler, limits)
         pair = [(identity.key_pem, identity.cert_pem)]
         mutual = grpc.ssl_server_credentials(pair, identity.authority_pem, require_client_auth=True)
-        server._control.add_generic_rpc_handlers((server._control_methods(),))
+        server._control.add_generic_rpc_handlers((server._control_methods(), _Methods(dict(beside or {}))))
         server._door.add_generic_rpc_handlers((server._door_methods(),))
         try:
             server.control_address = _bind(server._control, host, control_port, mutual, "control")

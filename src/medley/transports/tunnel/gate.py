@@ -1,0 +1,151 @@
+"""A node's part of pipes: a SOCKS5 gate on loopback for its own engines, and the answer when one of them is called.
+
+ZeroMQ speaks SOCKS5 (RFC 1928) itself, so an engine needs no code for this: it asks the gate for
+`<secret>.<why>.<name>` instead of a host. The secret is made anew in each life of the node and known to its engines
+only. An engine of this very node is connected at once; any other through the coordinator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import secrets
+import struct
+from collections.abc import Callable
+
+from medley.concurrency import TaskGroup
+from medley.protocol.errors import PeerError
+from medley.transports.tunnel.contract import Limits, Why, check_name, check_why
+from medley.transports.tunnel.line import Line
+from medley.transports.tunnel.pump import GONE, CallEnd, End, SocketEnd, pump
+
+_LOG = logging.getLogger(__name__)
+_VERSION, _NO_PASSWORD, _CONNECT, _HOST_NAME = 5, 0, 1, 3
+_DONE, _REFUSED = 0, 5
+_ANSWER = struct.Struct("!BBBB4sH")
+LOOPBACK = "127.0.0.1"
+Own = Callable[[str], tuple[str, int] | None]
+
+
+class Gate:
+    """Open it with `async with`; `proxy` and `secret` are for the engines."""
+
+    def __init__(self, line: Line, own: Own, limits: Limits | None = None) -> None:
+        """`own(name)` is where an engine of this node listens, None for any other."""
+        self._line, self._own, self._limits = line, own, limits or Limits()
+        self._server: asyncio.Server | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._open = 0
+        self.secret = secrets.token_hex(16)
+        self.proxy = ""
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until cancelled; then every pipe ends."""
+        async with TaskGroup() as tasks:
+            self._tasks = tasks
+            server = await asyncio.start_server(self._met, LOOPBACK, 0, limit=self._limits.chunk_nbytes)
+            self.proxy = f"{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+            async with server:
+                ready()
+                await asyncio.Event().wait()
+
+    def called(self, number: int, name: str) -> None:
+        """The coordinator says that somebody calls an engine of this node."""
+        if self._tasks is not None:
+            self._tasks.create_task(self._take(number, name))
+
+    # -- our engines ask --------------------------------------------------------------------------------------------
+
+    async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._tasks is None or self._open >= self._limits.pipes_per_node:
+            writer.close()
+            return
+        # Not in asyncio's own task: its fault or cancellation would be nobody's.
+        self._tasks.create_task(self._serve(reader, writer))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        engine = SocketEnd(reader, writer, self._limits)
+        try:
+            async with asyncio.timeout(self._limits.request_s):
+                why, name = self._request(await _asked(reader, writer))
+            await self._connect(engine, why, name)
+        except GONE as error:
+            _LOG.info("no pipe: %s", error)
+            with contextlib.suppress(*GONE):
+                await engine.write(_ANSWER.pack(_VERSION, _REFUSED, 0, 1, bytes(4), 0))
+        finally:
+            self._open -= 1
+            engine.close()
+
+    def _request(self, host: str) -> tuple[Why, str]:
+        secret, _, rest = host.partition(".")
+        if not hmac.compare_digest(secret.encode(), self.secret.encode()):
+            raise PeerError("somebody without the secret of this node asks")
+        why, _, name = rest.partition(".")
+        return check_why(why), check_name(name)
+
+    async def _connect(self, engine: SocketEnd, why: Why, name: str) -> None:
+        here = self._own(name)
+        if here is not None:
+            other = await self._dial(*here)
+            try:
+                await self._joined(engine, other)
+            finally:
+                other.close()
+            return
+        async with self._line.open(name, why) as call:
+            await self._joined(engine, CallEnd(call, self._limits))
+
+    async def _joined(self, engine: SocketEnd, other: End) -> None:
+        await engine.write(_ANSWER.pack(_VERSION, _DONE, 0, 1, bytes(4), 0))
+        why = await pump(engine, other, self._limits)
+        if why:
+            _LOG.info("a pipe ended: %s", why)
+
+    # -- our engines are asked for -----------------------------------------------------------------------------------
+
+    async def _take(self, number: int, name: str) -> None:
+        here = self._own(name)
+        if here is None or self._open >= self._limits.pipes_per_node:
+            _LOG.info("a call for an engine that is not here, or one too many")
+            return
+        self._open += 1
+        try:
+            await self._answer(number, here)
+        except GONE as error:
+            _LOG.info("a call could not be taken: %s", error)
+        finally:
+            self._open -= 1
+
+    async def _answer(self, number: int, here: tuple[str, int]) -> None:
+        engine = await self._dial(*here)
+        try:
+            async with self._line.take(number) as call:
+                await pump(engine, CallEnd(call, self._limits), self._limits)
+        finally:
+            engine.close()
+
+    async def _dial(self, host: str, port: int) -> SocketEnd:
+        async with asyncio.timeout(self._limits.dial_s):
+            reader, writer = await asyncio.open_connection(host, port, limit=self._limits.chunk_nbytes)
+        return SocketEnd(reader, writer, self._limits)
+
+
+async def _asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    """The host of a SOCKS5 request to connect. Raises PeerError for anything else, OSError when it breaks off."""
+    try:
+        version, methods = await reader.readexactly(2)
+        offered = await reader.readexactly(methods)
+        if version != _VERSION or _NO_PASSWORD not in offered:
+            raise PeerError("this is no SOCKS5 greeting")
+        writer.write(bytes((_VERSION, _NO_PASSWORD)))
+        version, command, _, kind, length = await reader.readexactly(5)
+        if (version, command, kind) != (_VERSION, _CONNECT, _HOST_NAME):
+            raise PeerError("this is no SOCKS5 request for a name")
+        host = await reader.readexactly(length + 2)
+    except asyncio.IncompleteReadError:
+        raise ConnectionError("the request broke off") from None
+    return host[:-2].decode("ascii", "replace")
