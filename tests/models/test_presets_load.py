@@ -106,3 +106,15 @@ def test_dtype_names() -> None:
     assert choose_dtype("auto") in (torch.float32, torch.bfloat16)
     with pytest.raises(UserError, match="allowed: auto, fp32, bf16"):
         choose_dtype("int4")
+
+
+def test_a_node_among_others_counts_on_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medley.models import memory
+    from medley.runtimes.children.environment import MEMORY_SHARE
+
+    assert MEMORY_SHARE == memory.SHARE
+    monkeypatch.setattr(memory, "_cgroup_free", lambda free: 10 << 30)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("", (), {"available": 10 << 30}))
+    assert memory.available_nbytes() == 10 << 30
+    monkeypatch.setenv(memory.SHARE, "0.2")
+    assert memory.available_nbytes() == 2 << 30

@@ -119,7 +119,8 @@ def check_memory(model: Model, config: Any, dtype: torch.dtype) -> None:
     if needed > available:
         raise UserError(
             f"model.base '{model.base}' needs about {readable(needed)} of memory to train here, "
-            f"but {readable(available)} is free; take a smaller model, model.lora.rank 8, or a larger machine"
+            f"but {readable(available)} is free for it; take a smaller model, model.lora.rank 8, fewer workers on one "
+            "machine, or a larger machine"
         )
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+# The part of this machine's memory that a process may count on: set by whoever starts several nodes side by side.
+SHARE = "MEDLEY_MEMORY_SHARE"
 
 
 def available_nbytes(device: torch.device | None = None) -> int:
-    """Bytes that could be allocated now: of the accelerator, else of the machine or this process's cgroup."""
+    """Bytes that could be allocated now: of the accelerator, else this process's share of the machine or its cgroup."""
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
-    return min(free, _cgroup_free(free))
+    return int(min(free, _cgroup_free(free)) * float(os.environ.get(SHARE, "1")))
 
 
 def _cgroup_free(otherwise: int) -> int:

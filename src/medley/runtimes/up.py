@@ -16,7 +16,7 @@ from pathlib import Path
 from medley.concurrency import TaskGroup
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.addresses import advertised, is_loopback, reachable_here
-from medley.runtimes.children.environment import PORTS, ports
+from medley.runtimes.children.environment import MEMORY_SHARE, PORTS, ports
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.coordinator import CoordinatorOptions
 from medley.runtimes.lifeline import on_stop
@@ -230,4 +230,5 @@ class LocalPool:
         Authority.open(options.directory, now_ns).enrol(name, "node", now_ns).save(place / "credentials.pem")
         path = place / "options.json"
         write_options(path, wanted)
-        return Child(name, NODE, (str(path), str(place / "credentials.pem")), dict(options.environment))
+        share = {MEMORY_SHARE: f"{1 / (options.workers + options.shard_nodes):.4f}"}
+        return Child(name, NODE, (str(path), str(place / "credentials.pem")), {**share, **options.environment})
