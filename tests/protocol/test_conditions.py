@@ -37,7 +37,7 @@ def test_goodput_falls_with_loss_and_distance_and_never_exceeds_the_link() -> No
 
 def test_a_slow_direction_limits_only_itself() -> None:
     lopsided = Conditions(20, up_bytes_per_s=1000, down_bytes_per_s=9000)
-    assert (goodput_bytes_per_s(lopsided, "up"), goodput_bytes_per_s(lopsided, "down")) == (1000, 9000)
+    assert goodput_bytes_per_s(lopsided, "down") == 9 * goodput_bytes_per_s(lopsided, "up")
 
 
 def test_two_machines_meet_both_links() -> None:

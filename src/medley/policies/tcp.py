@@ -14,16 +14,15 @@ from math import ceil, inf, log
 from random import Random
 from typing import Protocol
 
-from medley.protocol.conditions import MSS_NBYTES, RTO_MIN_S, Conditions, Direction
+from medley.protocol.conditions import MSS_NBYTES, PACKET_NBYTES, RTO_MIN_S, Conditions, Direction
 
-PACKET_NBYTES = 1500  # of the link's bandwidth, for each segment
 FIRST_SEGMENTS = 10.0
 SYN_TIMEOUT_S = 1.0
 RTO_MAX_S = 120.0
 QUEUE_S = 0.1  # a bottleneck's buffer, at least; otherwise one round trip
 SPELL_S = 0.02  # a drawn delay lasts so long, at least; otherwise half a round trip
 BETA, CUBIC = 0.7, 0.4
-HYSTART_SEGMENTS = 16.0
+HYSTART_SEGMENTS = 18  # so many give the eight samples that it wants of a round trip
 DRAWN_FLIGHTS = 96  # of one transfer; the rest of it goes at the steady rate
 STEADY_FLIGHTS = 1500
 
@@ -43,6 +42,7 @@ class Bottleneck:
     bytes_per_s: float  # 0: unlimited
     queue_s: float = QUEUE_S
     free_s: float = 0.0
+    cut: bool = False  # a partition: nothing passes in this direction
 
     def take(self, now_s: float, nbytes: float) -> float:
         """When the last of these bytes has left."""
@@ -84,7 +84,7 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """Of what waits, `nbytes` are at the receiver, in order, at `arrives_s`; at `again_s` the next flight may leave."""
+    """Of what waits, `nbytes` are at the receiver, in order, at `arrives_s`; at `again_s` more may leave."""
 
     nbytes: int
     arrives_s: float
@@ -103,8 +103,9 @@ class Stream:
         self._window, self._threshold = FIRST_SEGMENTS, inf
         self._peak, self._friendly, self._epoch_s = 0.0, 0.0, -1.0
         self._srtt_s, self._deviation_s, self._least_s = 0.0, 0.0, inf
-        self._backoff, self._probing = 0, False
+        self._backoff, self._probing, self._hurt = 0, False, False
         self._landed = 0  # segments at the receiver behind a hole
+        self._open, self._open_s, self._grown = 0, -inf, False  # sent in the present round trip, and its end
         self._again_s = 0.0
 
     def handshake_s(self, now_s: float) -> float:
@@ -122,7 +123,9 @@ class Stream:
         self._rested(now_s)
         there_s, back_s = self._there.at(now_s), self._back.at(now_s)
         waiting = ceil(waiting_nbytes / MSS_NBYTES) - self._landed
-        window = 1 if self._probing or self._backoff else int(self._window)
+        if now_s >= self._open_s:
+            self._open, self._grown = 0, False
+        window = 1 if self._probing or self._backoff else int(self._window) - self._open
         sent = max(1, min(waiting, window))
         if self._down(now_s):
             return self._silence(now_s, sent)
@@ -140,16 +143,18 @@ class Stream:
     def _arrived(self, now_s: float, sent: int, waiting_nbytes: int, arrives_s: float, whole_s: float) -> Flight:
         nbytes = min(waiting_nbytes, (self._landed + sent) * MSS_NBYTES)
         self._landed = 0
-        if self._lost(ceil(sent / 2)):  # all of its acknowledgements
+        if self._lost(ceil(sent / 2)):  # all of its acknowledgements: a probe in vain, which costs no window
             again_s = now_s + self._probe_s(sent)
-            self._cut(now_s)
         else:
-            again_s = now_s + whole_s
             self._measured(whole_s)
+            if not self._open:
+                self._open_s = now_s + whole_s
+            self._open += sent
+            again_s = now_s if self._open < int(self._window) else max(now_s, self._open_s)
             if self._probing:
                 self._cut(now_s)
-            else:
-                self._grow(now_s, sent, whole_s)
+            elif not self._grown:
+                self._grow(now_s, self._open, whole_s)
         self._backoff, self._probing = 0, False
         return self._flown(nbytes, arrives_s, again_s)
 
@@ -193,25 +198,28 @@ class Stream:
     def _grow(self, now_s: float, sent: int, rtt_s: float) -> None:
         if self._window < self._threshold:
             if sent >= self._window / 2:
+                self._grown = True
                 self._window = min(2 * self._window, max(self._threshold, self._window + 1))
-            if self._window >= HYSTART_SEGMENTS and rtt_s > self._least_s + min(max(self._least_s / 8, 0.004), 0.016):
+            if sent >= HYSTART_SEGMENTS and rtt_s > self._least_s + min(max(self._least_s / 8, 0.004), 0.016):
                 self._threshold = self._window
             return
         if sent < int(self._window):
             return
+        self._grown = True
         if self._epoch_s < 0:
             self._epoch_s, self._friendly = now_s, self._window
             self._peak = max(self._peak, self._window)
         self._friendly += 3 * (1 - BETA) / (1 + BETA)
         turn_s = ((self._peak * (1 - BETA)) / CUBIC) ** (1 / 3) if self._peak > self._window else 0.0
         cubic = CUBIC * (now_s + rtt_s - self._epoch_s - turn_s) ** 3 + self._peak
-        self._window = max(self._window, min(1.5 * self._window, max(cubic, self._friendly)))
+        unhurt = 0.0 if self._hurt else 1.05 * self._window  # as Linux does before the first loss
+        self._window = max(self._window, min(1.5 * self._window, max(cubic, self._friendly, unhurt)))
 
     def _cut(self, now_s: float) -> None:
         shrinking = self._window < self._peak
         self._peak = self._window * (1 + BETA) / 2 if shrinking else self._window
         self._window = self._threshold = max(2.0, BETA * self._window)
-        self._epoch_s = -1.0
+        self._epoch_s, self._hurt = -1.0, True
 
     def _rested(self, now_s: float) -> None:
         """After a pause the window is halved for each time-out that passed, not below where it began."""
@@ -252,6 +260,8 @@ class Stream:
         return first if first < sent else None
 
     def _down(self, now_s: float) -> bool:
+        if self._way.cut:
+            return True
         up_s, down_s = self._conditions.up_s, self._conditions.down_s
         return down_s > 0 and (now_s + self._phase_s) % (up_s + down_s) >= up_s
 

@@ -16,6 +16,7 @@ from typing import Literal
 from medley.protocol.errors import UserError, did_you_mean
 
 MSS_NBYTES = 1448
+PACKET_NBYTES = 1500  # of the link's bandwidth, for each segment
 RTO_MIN_S = 0.2
 TrafficClass = Literal["heartbeat", "task", "telemetry", "ps_sync"]
 CLASSES: tuple[TrafficClass, ...] = ("heartbeat", "task", "telemetry", "ps_sync")
@@ -132,17 +133,18 @@ def path(here: Conditions, there: Conditions) -> Conditions:
 def goodput_bytes_per_s(conditions: Conditions, direction: Direction = "up") -> float:
     """What one long TCP stream reaches, at most what the link carries of it; infinite where nothing limits it.
 
-    The full model of Padhye, Firoiu, Towsley and Kurose (SIGCOMM 1998, eq. 30): with loss p, round trip R, time-out T,
-    MSS / (R sqrt(2p/3) + T min(1, 3 sqrt(3p/8)) p (1 + 32 p^2)), every packet acknowledged; without its second term it
-    is the model of Mathis et al. (1997). A link that comes and goes carries for `up_s`, less what remains of the
-    doubled time-out that the outage ended in.
+    With loss p, round trip R and time-out T a stream has W = max(sqrt(3 / 2p), 1.054 (R / p)^(3/4)) segments under way
+    (Mathis et al. 1997; CUBIC, RFC 9438 eq. 6) and spends T min(1, 3 sqrt(3p/8)) p (1 + 32 p^2) a segment on time-outs
+    (Padhye et al., SIGCOMM 1998, eq. 30, every packet acknowledged): MSS / (R / W + that). A link that comes and goes
+    carries for `up_s`, less what remains of the doubled time-out that the outage ended in.
     """
     limit = conditions.up_bytes_per_s if direction == "up" else conditions.down_bytes_per_s
-    rate = (limit or inf) / (1 + conditions.duplication)
+    rate = (limit or inf) * MSS_NBYTES / PACKET_NBYTES / (1 + conditions.duplication)
     rtt_s, loss = conditions.rtt_ms / 1000, conditions.loss
     if loss > 0 and rtt_s > 0:
+        window = max(sqrt(1.5 / loss), 1.054 * (rtt_s / loss) ** 0.75)
         timeout_s = rto_s(conditions) * min(1.0, 3 * sqrt(3 * loss / 8)) * loss * (1 + 32 * loss * loss)
-        rate = min(rate, MSS_NBYTES / (rtt_s * sqrt(2 * loss / 3) + timeout_s))
+        rate = min(rate, MSS_NBYTES / (rtt_s / window + timeout_s))
     if conditions.down_s > 0:
         idle_s = conditions.down_s + _overshoot_s(conditions)
         rate *= max(0.0, conditions.up_s + conditions.down_s - idle_s) / (conditions.up_s + conditions.down_s)
