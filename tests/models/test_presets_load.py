@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from medley.models import load as loading
 from medley.models.dtype import choose_dtype
 from medley.models.export import save
-from medley.models.load import config_of, load_model
+from medley.models.load import check_memory, config_of, load_model
 from medley.models.presets import PRESETS, parameters
 from medley.models.tokenizer import train_tokenizer
 from medley.protocol.errors import UserError
@@ -92,12 +92,11 @@ def test_a_model_too_big_for_memory_is_refused_before_it_is_made(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "available_nbytes", lambda: 2 << 30)
-    monkeypatch.setattr(loading, "_random", lambda *_: pytest.fail("allocated"))
     big = Model(base="tinyllama-1.1b")
     with pytest.raises(UserError, match=r"'tinyllama-1.1b' needs about 20.5 GiB .* but 2.0 GiB is free"):
-        load_model(big, 0, tokenizer)
+        check_memory(big, tokenizer, torch.float32)
     with pytest.raises(UserError, match="needs about"):
-        load_model(replace(big, lora=Lora(rank=8)), 0, tokenizer, torch.bfloat16)
+        check_memory(replace(big, lora=Lora(rank=8)), tokenizer, torch.bfloat16)
 
 
 def test_dtype_names() -> None:

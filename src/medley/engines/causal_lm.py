@@ -23,7 +23,7 @@ from medley.engines.memory import TOKENS_AT_ONCE
 from medley.engines.task import Loss, Task
 from medley.models.dtype import choose_device
 from medley.models.export import save
-from medley.models.load import load_model
+from medley.models.load import check_memory, load_model
 from medley.models.loss import Batch, segment_mask, token_losses
 from medley.models.presets import is_preset
 from medley.models.tokenizer import load_tokenizer, train_tokenizer
@@ -46,12 +46,15 @@ class CausalLMTask(Task):
         self.device = choose_device()
         self._windows = WindowCache(CACHED_TOKENS)
 
+    def check_memory(self) -> None:
+        check_memory(self.spec.model, self.tokenizer, self._loaded_dtype())
+
     def model(self) -> nn.Module:
-        # Full training starts from exact fp32 numbers and is cast by the engine; a frozen base is never
-        # needed in fp32.
-        frozen = self.spec.model.lora.rank > 0
-        dtype = self.dtype if frozen else torch.float32
-        return load_model(self.spec.model, self.spec.train.seed, self.tokenizer, dtype)
+        return load_model(self.spec.model, self.spec.train.seed, self.tokenizer, self._loaded_dtype())
+
+    def _loaded_dtype(self) -> torch.dtype:
+        """Full training starts from exact fp32 numbers and is cast by the engine; a frozen base never needs them."""
+        return self.dtype if self.spec.model.lora.rank > 0 else torch.float32
 
     def dataset(self) -> Sequence[Example]:
         return self.prepared.train

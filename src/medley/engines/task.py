@@ -45,6 +45,9 @@ class Task:
     Options of the job arrive as keyword arguments.
     """
 
+    def check_memory(self) -> None:
+        """Raise UserError when training it needs more memory than this process may count on. Asked before `model`."""
+
     def model(self) -> nn.Module:
         """A fresh model; torch's generator is seeded just before."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """A network from a preset, a Hugging Face directory, or a hub name, ready to train.
 
-Promises: safetensors only, no remote code; a model that cannot fit is refused before anything is allocated.
+Promises: safetensors only, no remote code. `check_memory` tells, before anything is allocated, whether training fits.
 Leaves to others: which number format (`dtype`), adapters (`lora`), where parameters live.
 """
 
@@ -28,13 +28,12 @@ VECTORS_IN_TRAINING = 4
 def load_model(model: Model, seed: int, tokenizer: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The trainable network, in `dtype`, in training mode; with LoRA only the adapters require gradients.
 
-    Presets are initialised at random from `seed`. Raises `UserError` for an unknown base, a model too big for
-    this machine's memory, weights that are not safetensors, or a context longer than the model's positions.
+    Presets are initialised at random from `seed`. Raises `UserError` for an unknown base, weights that are not
+    safetensors, or a context longer than the model's positions.
     """
     logging.disable_progress_bar()
     config = config_of(model, tokenizer)
     check_context(model, config)
-    check_memory(model, config, dtype)
     torch.manual_seed(seed)
     network = _random(config, dtype) if presets.is_preset(model.base) else _stored(model.base, dtype)
     network.config.use_cache = False
@@ -113,9 +112,9 @@ def check_context(model: Model, config: Any) -> None:
         )
 
 
-def check_memory(model: Model, config: Any, dtype: torch.dtype) -> None:
+def check_memory(model: Model, tokenizer: Any, dtype: torch.dtype) -> None:
     """Compare what training needs with what is free, on a network without storage. Raises `UserError`."""
-    needed, available = needed_nbytes(model, config, dtype), available_nbytes()
+    needed, available = needed_nbytes(model, config_of(model, tokenizer), dtype), available_nbytes()
     if needed > available:
         raise UserError(
             f"model.base '{model.base}' needs about {readable(needed)} of memory to train here, "

@@ -53,6 +53,7 @@ class UpOptions:
     url: str = ""
     allow_code: bool = True
     tensor_ports: str = TENSOR_PORTS
+    transport: str = "auto"  # of the nodes started here
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -178,7 +179,15 @@ class LocalPool:
         path = options.directory / "coordinator.json"
         write_options(path, wanted)
         # gRPC says which handshakes it refused only at this level; it goes to logs/coordinator.err.
-        return Child("coordinator", COORDINATOR, (str(path),), {"GRPC_VERBOSITY": "INFO", **options.environment})
+        environment = {"GRPC_VERBOSITY": "INFO", **options.environment}
+        if is_loopback(options.host):  # no other machine can join, so what does not fit here fits nowhere
+            environment = self._share() | environment
+        return Child("coordinator", COORDINATOR, (str(path),), environment)
+
+    def _share(self) -> dict[str, str]:
+        """What part of this machine's memory each node may count on."""
+        nodes = self.options.workers + self.options.shard_nodes
+        return {MEMORY_SHARE: f"{1 / nodes:.4f}"} if nodes else {}
 
     async def _address(self, path: Path) -> dict[str, object] | None:
         """Where the coordinator listens, once it does. The ports stay the same over its restarts."""
@@ -225,10 +234,10 @@ class LocalPool:
             tensor_host=reachable_here(options.host, options.advertised),
             tensor_ports=self.ports,
             encrypt=options.encrypt,
+            transport=options.transport,
         )
         now_ns = SystemClock().wall_ns()
         Authority.open(options.directory, now_ns).enrol(name, "node", now_ns).save(place / "credentials.pem")
         path = place / "options.json"
         write_options(path, wanted)
-        share = {MEMORY_SHARE: f"{1 / (options.workers + options.shard_nodes):.4f}"}
-        return Child(name, NODE, (str(path), str(place / "credentials.pem")), {**share, **options.environment})
+        return Child(name, NODE, (str(path), str(place / "credentials.pem")), self._share() | options.environment)

@@ -42,6 +42,7 @@ def prepare_job(command: PrepareJob) -> JobPrepared:
     root = Path(command.root)
     with tempfile.TemporaryDirectory(prefix="medley-prepare-", dir=root) as folder:
         task, artifacts = _task(spec, Path(folder), ArtifactStore(root / "artifacts"))
+        task.check_memory()
         engine = TrainEngine(task, spec.train, spec.placement, choose_dtype("fp32"), SystemClock().now_ns)
         plan = _plan(spec, task, engine, artifacts)
         _write_first_checkpoint(spec, command.job, engine, root, Path(folder))

@@ -123,6 +123,7 @@ class WorkerHost:
         opened = self._opened
         try:
             task = await build_task(self._plan, opened.job, self.plane, self._vault, opened.allow_code)
+            await self._do(task.check_memory)
             self._engine = await self._do(
                 lambda: WorkerEngine(task, self._plan, opened.threads, opened.micro_batch, SystemClock().now_ns)
             )
