@@ -6,7 +6,9 @@ import pytest
 
 from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
 from medley.runtimes.simulated.kernel import S
-from medley.runtimes.simulated.storm import weather
+from medley.runtimes.simulated.proof import ProofWatcher, check_export, check_fold
+from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
+from medley.runtimes.simulated.storm import DEVICE, JOB, weather
 from medley.runtimes.simulated.world import World
 
 # Seeds that once found something, and what.
@@ -37,15 +39,13 @@ def test_every_sample_is_used_once_where_nothing_fails(mode: str, replication: i
         placement=Placement(shards=2, replication=replication, block_elements=4),  # type: ignore[arg-type]
         checkpoint=Checkpoint(every_s=2.0),
     )
-    world = World(1, spec, 40)
-    for i in range(4):
-        world.add_node(f"n{i}", worker=i < 3, shard=i >= 1).start()
-    world.start_coordinator()
-    world.submit()
-    assert world.kernel.run(60 * S, lambda: world.job is not None and world.job.over)
-    world.check_fold()
-    world.check_export()
-    assert world.proof.rollbacks == 0
+    machines = tuple(Machine(f"n{i}", DEVICE, worker=i < 3, shard=i >= 1) for i in range(4))
+    watcher = ProofWatcher()
+    world = World(Setup(machines, (Arrival(JOB, spec, Workload(40)),)), seed=1, watchers=[watcher])
+    assert world.run(60 * S, world.is_over)
+    check_fold(world)
+    check_export(world, watcher.of(JOB), JOB, spec, 40)
+    assert watcher.of(JOB).rollbacks == 0
 
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
@@ -63,9 +63,9 @@ def test_storms(seeds: range) -> None:
 
 
 def test_one_seed_is_one_history() -> None:
-    first, second = weather(7, tracing=True), weather(7, tracing=True)
-    assert list(first.recent) == list(second.recent)
-    assert first.log == second.log
+    first, second = weather(7), weather(7)
+    assert first.digest() == second.digest()
+    assert first.disk.read() == second.disk.read()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Modelled engines: real arithmetic on a small vector, invented durations, the failures of real processes.
+"""Modelled engines: the arithmetic of a job behind the failures of real processes, in charged time.
 
 They keep the promises of `protocol.engine` and no more: commands of one engine happen in order, except that transfers
 and one computation overlap; an engine that dies forgets everything; what a dead engine said last may be lost.
@@ -7,74 +7,95 @@ and one computation overlap; an engine that dies forgets everything; what a dead
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from medley.protocol import engine as e
-from medley.protocol.codec import parse
-from medley.protocol.layout import Layout
 from medley.protocol.messages import Address, Route
-from medley.protocol.plan import Plan
+from medley.runtimes.simulated.arithmetic import Blocks, Result, ShardArithmetic, WorkerArithmetic
+from medley.runtimes.simulated.durations import Durations
 from medley.runtimes.simulated.kernel import MS
-from medley.runtimes.simulated.proof import START, Vector
+from medley.runtimes.simulated.watch import COORDINATOR
 
 if TYPE_CHECKING:
+    from medley.runtimes.simulated.coordinator import Vault
+    from medley.runtimes.simulated.job import Job
+    from medley.runtimes.simulated.node import Node
     from medley.runtimes.simulated.world import World
 
 Say = Callable[[e.Report], None]
-Parts = dict[int, Vector]  # by block
+PINS_MAX = 4
+ACKNOWLEDGED_MAX = 64  # updates whose pushes an engine remembers
 
 
-@dataclass(slots=True)
-class WorkerEngine:
-    """Computes one-hot gradients, pushes them to shards, keeps a carry."""
+@dataclass(slots=True, eq=False)
+class Engine:
+    """What both kinds have: a process on a machine, with a socket."""
 
     world: World
+    node: Node
+    job: Job
     address: Address
     say: Say
+    durations: Durations
     alive: bool = True
-    plan: Plan | None = None
-    layout: Layout | None = None
+
+    def later(self, delay_ns: int, report: e.Report) -> None:
+        """Say this then, if the process still lives."""
+        self.world.kernel.after(delay_ns, self.say_if_alive, report)
+
+    def say_if_alive(self, report: e.Report) -> None:
+        if self.alive:
+            self.say(report)
+
+    def busy(self, what: str, start_ns: int) -> None:
+        self.world.was_busy(self.node.name, self.job.name, what, start_ns)
+
+
+@dataclass(slots=True, eq=False)
+class Update:
+    """What was computed and is not settled."""
+
+    result: Result
+    finite: bool
+
+
+@dataclass(slots=True, eq=False)
+class WorkerEngine:
+    """Pulls a version, computes on it, pushes updates to shards, keeps a carry."""
+
+    base: Engine
+    arithmetic: WorkerArithmetic
     routes: tuple[Route, ...] = ()
     generation: int = 0
     pulled: tuple[int, int] = (-1, -1)  # generation, version
-    params: Vector | None = None
-    updates: dict[str, Vector] = field(default_factory=dict)
-    finite: dict[str, bool] = field(default_factory=dict)
-    acknowledged: set[tuple[str, str]] = field(default_factory=set)  # update, endpoint
-    carry: Vector | None = None
+    updates: dict[str, Update] = field(default_factory=dict)
+    acknowledged: dict[tuple[str, str], None] = field(default_factory=dict)  # update, endpoint
+    moving: set[tuple[str, str]] = field(default_factory=set)
+    carrying: bool = False
     queue: deque[e.Compute | e.Measure] = field(default_factory=deque)
     abandoned: str = ""
-    busy: bool = False
+    working: bool = False
     hung_ns: int = 0
     slowness: float = 1.0
 
     def run(self, command: e.WorkerCommand) -> None:
-        w = self.world
+        base = self.base
         match command:
             case e.OpenWorker():
-                self.plan = parse(command.plan, Plan)
-                self.layout = self.plan.layout()
                 self.generation = command.generation
-                self._later(w.jitter(20 * MS), e.Opened(self.address))
+                base.later(base.durations.open_ns(), e.Opened(base.address))
             case e.LoadWorker():
-                self.generation = command.generation
-                self._later(w.jitter(50 * MS), e.Loaded(command.generation, -1))
+                self._load(command)
             case e.ResetWorker():
-                self.generation = command.generation
-                self.updates.clear()
-                self.queue.clear()
-                self.carry = None
-                self.pulled, self.params = (-1, -1), None
+                self._reset(command)
             case e.SetRoutes():
                 self.routes = command.routes
             case e.Prefetch():
                 pass
             case e.Pull():
-                self._pull(command)
+                Pulling(self, command).begin()
             case e.Compute() | e.Measure():
                 self.queue.append(command)
                 self._work()
@@ -85,192 +106,278 @@ class WorkerEngine:
             case e.Settle():
                 self._settle(command)
             case e.DropCarry():
-                self.carry = None
+                self.carrying = False
+                self.arithmetic.drop_carry()
 
-    def _later(self, delay_ns: int, report: e.Report) -> None:
-        self.world.kernel.after(delay_ns, self._say_if_alive, report)
+    def _load(self, command: e.LoadWorker) -> None:
+        """The job's data comes from the vault; then the model is built."""
+        self.generation = command.generation
+        base = self.base
 
-    def _say_if_alive(self, report: e.Report) -> None:
-        if self.alive:
-            self.say(report)
-
-    # -- parameters in ----------------------------------------------------------------------------------------
-
-    def _pull(self, command: e.Pull) -> None:
-        assert self.layout is not None
-        found: Parts = {}
-        waiting = {r.shard for r in self.routes}
-        failed: list[str] = []
-
-        def arrive(route: Route) -> None:
-            if not self.alive:
-                return
-            shard = self.world.sockets.get(route.primary.endpoint)
-            reason = self._refusal(shard, route) or self._read(shard, command, found)
-            waiting.discard(route.shard)
-            if reason:
-                failed.append(reason)
-            if waiting:
-                return
-            if failed or self.world.chance("pull fails"):
-                reason = failed[0] if failed else "a link broke"
-                self._later(self.world.jitter(5 * MS), e.Failed("pull", str(command.version), reason, False, False))
+        def fetched(arrived: bool) -> None:
+            if arrived:
+                base.later(base.durations.build_ns(), e.Loaded(command.generation, -1))
             else:
-                self._pulled(command, found)
+                base.later(MS, e.Failed("load", "", "the vault does not answer", False, False))
 
-        for route in self.routes:
-            self.world.kernel.after(self.world.jitter(20 * MS), arrive, route)
+        base.world.move(COORDINATOR, base.node.name, base.job.data_nbytes, fetched, (base.address.endpoint,))
 
-    def _read(self, shard: ShardEngine | None, command: e.Pull, found: Parts) -> str:
-        assert shard is not None
-        parts = shard.read(command.generation, command.version)
-        if parts is None:
-            return f"version {command.version} is gone"
-        found.update(parts)
-        return ""
-
-    def _pulled(self, command: e.Pull, found: Parts) -> None:
-        assert self.layout is not None
-        if command.generation != self.generation:
-            return
-        params = np.concatenate([found[b.index] for b in self.layout.blocks])
-        self.world.check_cut(command.generation, command.version, params)
-        self.params, self.pulled = params, (command.generation, command.version)
-        self._later(1, e.Pulled(command.generation, command.version, params.nbytes))
+    def _reset(self, command: e.ResetWorker) -> None:
+        self.generation = command.generation
+        self.updates.clear()
+        self.queue.clear()
+        self.carrying = False
+        self.pulled = (-1, -1)
+        self.arithmetic.reset()
 
     # -- work -------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        if self.busy or not self.queue or self.hung_ns:
+        if self.working or not self.queue or self.hung_ns:
             return
-        self.busy = True
+        self.working = True
         command = self.queue.popleft()
         if isinstance(command, e.Measure):
-            assert self.pulled[1] == command.version, "measured is what was pulled"
-            self.world.kernel.after(self.world.jitter(200 * MS), self._measured, command)
-            return
-        assert self.pulled == (self.generation, command.base), f"computes from {command.base}, holds {self.pulled}"
-        assert not command.carry or self.carry is not None, "a carry that the engine does not have"
-        carry, generation = None, self.generation
-        if command.carry:
-            carry, self.carry = self.carry, None
-        size = command.span.stop - command.span.start
-        took = self.world.jitter(int(100 * MS * size * self.slowness)) // 2
-        if self.world.chance("out of memory"):
-            self.world.kernel.after(took, self.world.kill_engine, self, "out of memory", True)
-            return
-        self.world.kernel.after(took, self._computed, command, carry, generation, took)
+            self._measure(command)
+        else:
+            self._compute(command)
 
-    def _measured(self, command: e.Measure) -> None:
-        self.busy = False
-        self._say_if_alive(e.Measured(command.version, 1.0 / (1 + command.version), 10, 0.5))
+    def _measure(self, command: e.Measure) -> None:
+        base = self.base
+        assert self.pulled[1] == command.version, "measured is what was pulled"
+        samples = base.job.heldout
+        loss, tokens, accuracy = self.arithmetic.measure(samples)
+        report = e.Measured(command.version, loss, tokens, accuracy)
+        took = base.durations.measure_ns(samples, self.slowness * base.node.slowness)
+        base.world.kernel.after(took, self._measured, report, base.world.kernel.now)
+
+    def _measured(self, report: e.Measured, start_ns: int) -> None:
+        self.working = False
+        self.base.busy("measure", start_ns)
+        self.base.say_if_alive(report)
         self._work()
 
-    def _computed(self, command: e.Compute, carry: Vector | None, generation: int, took: int) -> None:
-        self.busy = False
-        if not self.alive:
+    def _compute(self, command: e.Compute) -> None:
+        base = self.base
+        assert self.pulled == (self.generation, command.base), f"computes from {command.base}, holds {self.pulled}"
+        assert not command.carry or self.carrying, "a carry that the engine does not have"
+        self.carrying = self.carrying and not command.carry
+        size = command.span.stop - command.span.start
+        took = base.durations.compute_ns(size, command.steps, self.slowness * base.node.slowness)
+        if base.world.chance("out of memory", "compute"):
+            base.world.kernel.after(took, base.node.kill_this_engine, base, "out of memory", True)
             return
-        if command.update == self.abandoned or self.world.chance("compute fails"):
-            self._say_if_alive(e.Failed("compute", command.update, "a bad sample", False, False))
+        result = self.arithmetic.compute(command.update, command.span, command.steps, command.lr, command.carry)
+        started = (base.world.kernel.now, self.generation)
+        base.world.kernel.after(took, self._computed, command, result, *started)
+
+    def _computed(self, command: e.Compute, result: Result, start_ns: int, generation: int) -> None:
+        base = self.base
+        self.working = False
+        if not base.alive:
+            return
+        base.busy("compute", start_ns)
+        if command.update == self.abandoned or base.world.chance("compute fails", "compute"):
+            self.arithmetic.settle(command.update, False)
+            base.say(e.Failed("compute", command.update, "a bad sample", False, False))
             self._work()
             return
-        assert self.plan is not None
-        update = np.zeros(self.plan.samples)
-        update[command.span.start : command.span.stop] += 1
-        if carry is not None:
-            update += carry
-        finite = not self.world.chance("not finite")
+        finite = result.finite and not base.world.chance("not finite", "compute")
         if generation == self.generation:
-            self.updates[command.update], self.finite[command.update] = update, finite
-        size = command.span.stop - command.span.start
-        self._say_if_alive(
-            e.Computed(
-                command.update,
-                float(size),
-                float(size),
-                0.0,
-                size,
-                size * 10,
-                took / 1e9,
-                2,
-                0.0,
-                finite,
-            )
-        )
+            self.updates[command.update] = Update(result, finite)
+        base.say(_computed_report(command, result, base.world.kernel.now - start_ns, finite))
         self._work()
 
     # -- updates out ------------------------------------------------------------------------------------------
 
     def _push(self, command: e.Push) -> None:
-        if command.update not in self.updates:
-            return
-        for route in self.routes:
-            if (command.update, route.primary.endpoint) not in self.acknowledged:
-                self.world.kernel.after(self.world.jitter(30 * MS), self._deliver, command, route)
-
-    def _deliver(self, command: e.Push, route: Route) -> None:
         update = self.updates.get(command.update)
-        if not self.alive or update is None or command.generation != self.generation:
+        if update is None:
             return
-        shard = self.world.sockets.get(route.primary.endpoint)
-        reason = self._refusal(shard, route)
-        if reason or self.world.chance("push fails"):
-            reason = reason or "a link broke"
-            self._later(self.world.jitter(5 * MS), e.Failed("push", command.update, reason, False, False))
-            return
-        assert shard is not None and self.layout is not None
-        parts = {i: _block(update, self.layout, i) for i in route.blocks}
-        if not self.finite[command.update]:
-            parts = {i: p * np.nan for i, p in parts.items()}
-        if shard.stage(command.generation, command.update, parts):
-            self.acknowledged.add((command.update, route.primary.endpoint))
+        base = self.base
+        for route in self.routes:
+            key = (command.update, route.primary.endpoint)
+            if key in self.acknowledged or key in self.moving:
+                continue
+            self.moving.add(key)
+            nbytes = sum(update.result.nbytes[i] for i in route.blocks)
+            sent = Pushing(self, command, route, key, base.world.kernel.now)
+            target = base.world.node_of(route.primary)
+            base.world.move(base.node.name, target, nbytes, sent.arrived, (base.address.endpoint, key[1]))
 
     def _settle(self, command: e.Settle) -> None:
-        update = self.updates.pop(command.update, None)
-        if command.verdict == "carry":
-            assert update is not None, f"{command.update} cannot be carried"
-            assert self.carry is None, "one carry at a time"
-            self.carry = update
+        known = self.updates.pop(command.update, None)
+        carry = command.verdict == "carry"
+        if carry:
+            assert known is not None, f"{command.update} cannot be carried"
+            assert not self.carrying, "one carry at a time"
+            self.carrying = True
+        self.arithmetic.settle(command.update, carry)
+        while len(self.acknowledged) > ACKNOWLEDGED_MAX * max(1, len(self.routes)):
+            self.acknowledged.pop(next(iter(self.acknowledged)))
 
-    def _refusal(self, shard: ShardEngine | None, route: Route) -> str:
-        if shard is None or not shard.alive:
+    def refusal(self, shard: ShardEngine | None, route: Route) -> str:
+        """Why this shard's socket does not serve us; empty if it does."""
+        if shard is None or not shard.base.alive:
             return f"{route.primary.endpoint} does not answer"
-        return "" if self.address.key in shard.admitted else "the key is not admitted"
+        return "" if self.base.address.key in shard.admitted else "the key is not admitted"
 
 
-@dataclass(slots=True)
+def _computed_report(command: e.Compute, result: Result, took_ns: int, finite: bool) -> e.Computed:
+    return e.Computed(
+        command.update,
+        result.weight,
+        result.loss_sum,
+        result.correct,
+        result.samples,
+        result.tokens,
+        took_ns / 1e9,
+        2,
+        result.residual_norm,
+        finite,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Pulling:
+    """One version on its way to one worker, from all shards at once."""
+
+    engine: WorkerEngine
+    command: e.Pull
+    found: Blocks = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
+    failed: str = ""
+    nbytes: int = 0
+    start_ns: int = 0
+
+    def begin(self) -> None:
+        engine, world = self.engine, self.engine.base.world
+        self.start_ns = world.kernel.now
+        self.waiting = {r.shard for r in engine.routes}
+        for route in engine.routes:
+            target = world.node_of(route.primary)
+            asked_ns = world.message_ns(engine.base.node.name, target)
+            world.kernel.after(asked_ns, self._asked, route, target)
+
+    def _asked(self, route: Route, target: str) -> None:
+        """The request is at the shard; what it has now is what travels."""
+        engine = self.engine
+        base = engine.base
+        if not base.alive:
+            return
+        shard = base.world.sockets.get(route.primary.endpoint)
+        reason = engine.refusal(shard, route)
+        blocks = shard.read(self.command.generation, self.command.version) if shard and not reason else None
+        if blocks is None:
+            self._arrived(route, None, 0, reason or f"version {self.command.version} is gone", False)
+            return
+        nbytes = base.job.pull_nbytes(route.blocks)
+
+        def arrived(whole: bool) -> None:
+            self._arrived(route, blocks, nbytes, "the connection broke", whole)
+
+        base.world.move(target, base.node.name, nbytes, arrived, (base.address.endpoint, route.primary.endpoint))
+
+    def _arrived(self, route: Route, blocks: Blocks | None, nbytes: int, reason: str, whole: bool) -> None:
+        base = self.engine.base
+        if not base.alive:
+            return
+        self.waiting.discard(route.shard)
+        if whole and blocks is not None:
+            self.found.update(blocks)
+            self.nbytes += nbytes
+        else:
+            self.failed = self.failed or reason
+        if self.waiting:
+            return
+        if not self.failed and base.world.chance("pull fails", "pull"):
+            self.failed = "a link broke"
+        if self.failed:
+            subject = str(self.command.version)
+            base.later(base.world.jitter(5 * MS), e.Failed("pull", subject, self.failed, False, False))
+        else:
+            self._whole()
+
+    def _whole(self) -> None:
+        engine, command, base = self.engine, self.command, self.engine.base
+        base.busy("pull", self.start_ns)
+        if command.generation != engine.generation:
+            return
+        base.world.watch_pulled(base.job.name, command.generation, command.version, self.found)
+        engine.arithmetic.load(command.version, self.found)
+        engine.pulled = (command.generation, command.version)
+        base.later(1, e.Pulled(command.generation, command.version, self.nbytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Pushing:
+    """One update's part on its way to one shard."""
+
+    engine: WorkerEngine
+    command: e.Push
+    route: Route
+    key: tuple[str, str]
+    start_ns: int
+
+    def arrived(self, whole: bool) -> None:
+        engine, command = self.engine, self.command
+        base = engine.base
+        engine.moving.discard(self.key)
+        update = engine.updates.get(command.update)
+        if not base.alive or update is None or command.generation != engine.generation:
+            return
+        shard = base.world.sockets.get(self.route.primary.endpoint)
+        reason = engine.refusal(shard, self.route) or ("" if whole else "the connection broke")
+        if reason or base.world.chance("push fails", "push"):
+            said = e.Failed("push", command.update, reason or "a link broke", False, False)
+            base.later(base.world.jitter(5 * MS), said)
+            return
+        assert shard is not None
+        base.busy("push", self.start_ns)
+        parts = {i: update.result.blocks[i] for i in self.route.blocks}
+        nbytes = sum(update.result.nbytes[i] for i in self.route.blocks)
+        if shard.stage(command.generation, command.update, parts, nbytes, update.finite):
+            engine.acknowledged[self.key] = None
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One update's blocks at one shard."""
+
+    blocks: Blocks
+    nbytes: int
+    finite: bool
+
+
+@dataclass(slots=True, eq=False)
 class ShardEngine:
     """Blocks of parameters: staged parts, commits in order, pinned versions."""
 
-    world: World
-    address: Address
-    say: Say
-    alive: bool = True
-    shard: int = -1
-    layout: Layout | None = None
-    blocks: tuple[int, ...] = ()
+    base: Engine
+    arithmetic: ShardArithmetic
+    shard: int
+    blocks: tuple[int, ...]
     generation: int = 0
     admitted: frozenset[str] = frozenset()
-    version: int = -1
-    params: Parts = field(default_factory=dict)
-    staged: dict[str, Parts] = field(default_factory=dict)
-    pins: dict[int, Parts] = field(default_factory=dict)
+    loaded: bool = False
+    staged: dict[str, Part] = field(default_factory=dict)
+    pins: set[int] = field(default_factory=set)
     backup: Address = field(default_factory=lambda: Address("", ""))
 
+    @property
+    def version(self) -> int:
+        return self.arithmetic.version if self.loaded else -1
+
     def run(self, command: e.ShardCommand) -> None:
-        w = self.world
+        base = self.base
         match command:
             case e.OpenShard():
-                self.shard, self.blocks = command.shard, command.blocks
-                self.layout = parse(command.plan, Plan).layout()
-                self._later(w.jitter(20 * MS), e.Opened(self.address))
+                base.later(base.durations.open_ns(), e.Opened(base.address))
             case e.SetPeers():
                 self.admitted = frozenset(command.keys)
-                self._later(2 * MS, e.PeersKnown(command.number))
+                base.later(2 * MS, e.PeersKnown(command.number))
             case e.LoadShard():
-                self._forget()
-                self.generation = command.generation
-                w.kernel.after(w.jitter(40 * MS), self._load, command)
+                self._load(command)
             case e.SetRelay():
                 self.backup = command.backup
                 for update in list(self.staged):
@@ -280,161 +387,137 @@ class ShardEngine:
             case e.Discard():
                 for update in command.updates:
                     self.staged.pop(update, None)
+                    self.arithmetic.drop(update)
             case e.PinVersion():
                 assert command.version == self.version, "only the present version can be pinned"
-                self.pins[command.version] = self.params
-                assert len(self.pins) <= 4, f"pins are bounded: {sorted(self.pins)}"
+                self.pins.add(command.version)
+                self.arithmetic.pin(command.version)
+                assert len(self.pins) <= PINS_MAX, f"pins are bounded: {sorted(self.pins)}"
             case e.UnpinVersion():
-                self.pins.pop(command.version, None)
+                self.pins.discard(command.version)
+                self.arithmetic.unpin(command.version)
             case e.WriteVersion():
                 self._write(command)
 
-    def read(self, generation: int, version: int) -> Parts | None:
+    def read(self, generation: int, version: int) -> Blocks | None:
         """What a worker that asks for this version gets."""
-        if generation != self.generation or self.version < 0:
+        if generation != self.generation or not self.loaded:
             return None
-        if version == self.version:
-            return self.params
-        return self.pins.get(version)
+        return self.arithmetic.read(version)
 
-    def stage(self, generation: int, update: str, parts: Parts) -> bool:
+    # -- updates in -------------------------------------------------------------------------------------------
+
+    def stage(self, generation: int, update: str, blocks: Blocks, nbytes: int, finite: bool) -> bool:
         """Take one update's part; False while this engine cannot."""
-        if not self.alive or generation != self.generation or self.version < 0:
+        base = self.base
+        if not base.alive or generation != self.generation or not self.loaded:
             return False
-        assert set(parts) == set(self.blocks)
         if update in self.staged:
             return True
-        self.staged[update] = parts
-        total = sum(float((p**2).sum()) for p in parts.values())
-        finite = bool(np.isfinite(total))
-        self._later(
-            self.world.jitter(MS), e.PartArrived(generation, update, finite, total if finite else 0.0, 8 * len(parts))
-        )
+        self.staged[update] = Part(blocks, nbytes, finite)
+        whole, total = self.arithmetic.stage(update, blocks)
+        finite = finite and whole
+        report = e.PartArrived(generation, update, finite, total if finite else 0.0, nbytes)
+        base.later(base.durations.stage_ns(base.job.elements(self.blocks)), report)
         self._relay(update)
         return True
 
     def _relay(self, update: str) -> None:
         if self.backup.endpoint:
-            self.world.kernel.after(self.world.jitter(10 * MS), self._pass_on, update, self.backup.endpoint)
+            world, base, endpoint = self.base.world, self.base, self.backup.endpoint
+            ends = (base.address.endpoint, endpoint)
+            target = world.node_of(self.backup)
 
-    def _pass_on(self, update: str, endpoint: str) -> None:
-        parts = self.staged.get(update)
-        if not self.alive or parts is None or endpoint != self.backup.endpoint:
+            def arrived(whole: bool) -> None:
+                self._passed_on(update, endpoint, whole)
+
+            world.move(base.node.name, target, self.staged[update].nbytes, arrived, ends)
+
+    def _passed_on(self, update: str, endpoint: str, whole: bool) -> None:
+        base, part = self.base, self.staged.get(update)
+        if not base.alive or part is None or endpoint != self.backup.endpoint:
             return
-        other = self.world.sockets.get(endpoint)
-        admitted = other is not None and other.alive and self.address.key in other.admitted
-        failed = self.world.chance("push fails") or not admitted
-        if failed or other is None or not other.stage(self.generation, update, parts):
-            self._say_if_alive(e.Failed("relay", update, "the backup does not answer", False, False))
+        other = base.world.sockets.get(endpoint)
+        admitted = other is not None and other.base.alive and base.address.key in other.admitted
+        failed = not whole or not admitted or base.world.chance("push fails", "relay")
+        if failed or other is None or not other.stage(self.generation, update, part.blocks, part.nbytes, part.finite):
+            base.say_if_alive(e.Failed("relay", update, "the backup does not answer", False, False))
 
     def _apply(self, command: e.Apply) -> None:
+        base = self.base
         assert command.generation == self.generation, "a commit of another generation"
         assert command.number == self.version + 1, f"commit {command.number} at version {self.version}"
-        params = {i: p.copy() for i, p in self.params.items()}
         for member in command.members:
-            for index, part in self.staged.pop(member.update).items():
-                params[index] -= command.lr * member.weight * part
-        self.params, self.version = params, command.number
-        self.world.check_parts(self, params)
-        self._later(self.world.jitter(3 * MS), e.AppliedVersion(self.generation, self.version))
+            del self.staged[member.update]
+        self.arithmetic.apply(command.number, [(m.update, m.weight) for m in command.members], command.lr)
+        base.world.watch_applied(self)
+        took = base.durations.apply_ns(base.job.elements(self.blocks), len(command.members))
+        base.later(took, e.AppliedVersion(self.generation, self.version))
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
 
     def _load(self, command: e.LoadShard) -> None:
-        if not self.alive or command.generation != self.generation:
+        base = self.base
+        self._forget()
+        self.generation = command.generation
+        nbytes = base.job.checkpoint_nbytes(self.blocks)
+
+        def fetched(whole: bool) -> None:
+            base.world.kernel.after(base.durations.disk_ns(nbytes), self._loaded, command, whole)
+
+        base.world.move(COORDINATOR, base.node.name, nbytes, fetched, (base.address.endpoint,))
+
+    def _loaded(self, command: e.LoadShard, whole: bool) -> None:
+        base = self.base
+        if not base.alive or command.generation != self.generation:
             return
-        vault = self.world.vault
+        kept = base.world.kept(base.job.name)
         fatal, reason = False, ""
-        if not vault.alive or self.address.key not in vault.admitted:
+        if not whole or self._vault() is None:
             reason = "the vault does not answer"
-        elif command.version in vault.damaged:
+        elif command.version in kept.damaged:
             fatal, reason = True, "its digest does not match"
-        elif command.version not in vault.sealed:
+        elif command.version not in kept.sealed:
             fatal, reason = True, "there is no such checkpoint"
         if reason:
-            self._say_if_alive(e.Failed("load", str(command.version), reason, False, fatal))
+            base.say(e.Failed("load", str(command.version), reason, False, fatal))
             return
         self._forget()
-        checkpoint = vault.sealed[command.version]
-        self.params = {i: checkpoint[i] for i in self.blocks}
-        self.version = command.version
-        self.world.check_parts(self, self.params)
-        self._say_if_alive(e.Loaded(command.generation, command.version))
+        self.arithmetic.load(command.version, kept.sealed[command.version])
+        self.loaded = True
+        base.world.watch_applied(self)
+        base.say(e.Loaded(command.generation, command.version))
 
     def _write(self, command: e.WriteVersion) -> None:
-        parts = self.read(command.generation, command.version)
-        subject = str(command.version)
-        if parts is None:
-            self._later(1, e.Failed("write", subject, "that version is gone", False, False))
+        base = self.base
+        there = self.read(command.generation, command.version)
+        if there is None:
+            base.later(1, e.Failed("write", str(command.version), "that version is gone", False, False))
             return
-        self.world.kernel.after(self.world.jitter(100 * MS), self._written, command, parts)
+        saved = self.arithmetic.saved(command.version)
+        nbytes = base.job.checkpoint_nbytes(self.blocks)
 
-    def _written(self, command: e.WriteVersion, parts: Parts) -> None:
-        vault = self.world.vault
-        if not self.alive:
+        def moved(whole: bool) -> None:
+            base.world.kernel.after(base.durations.disk_ns(nbytes), self._written, command, saved, nbytes, whole)
+
+        base.world.move(base.node.name, COORDINATOR, nbytes, moved, (base.address.endpoint,))
+
+    def _written(self, command: e.WriteVersion, saved: Any, nbytes: int, whole: bool) -> None:
+        base = self.base
+        if not base.alive:
             return
-        if not vault.alive or self.address.key not in vault.admitted or self.world.chance("write fails"):
-            self._say_if_alive(e.Failed("write", str(command.version), "the vault does not answer", False, False))
+        if not whole or self._vault() is None or base.world.chance("write fails", "write part"):
+            base.say(e.Failed("write", str(command.version), "the vault does not answer", False, False))
             return
         name = f"{command.generation}-{command.version}-{self.shard}"
-        vault.parts[name] = parts
-        self._say_if_alive(e.WroteVersion(command.generation, command.version, name, "d", 8 * len(parts)))
+        base.world.kept(base.job.name).parts[name] = saved
+        base.say(e.WroteVersion(command.generation, command.version, name, "d", nbytes))
+
+    def _vault(self) -> Vault | None:
+        """The vault, if it lives and admits us."""
+        vault = self.base.world.vault
+        return vault if vault is not None and vault.alive and self.base.address.key in vault.admitted else None
 
     def _forget(self) -> None:
-        self.version = -1
-        self.params, self.staged, self.pins = {}, {}, {}
-
-    def _later(self, delay_ns: int, report: e.Report) -> None:
-        self.world.kernel.after(delay_ns, self._say_if_alive, report)
-
-    def _say_if_alive(self, report: e.Report) -> None:
-        if self.alive:
-            self.say(report)
-
-
-@dataclass(slots=True)
-class Vault:
-    """The coordinator's child that keeps checkpoints. What is sealed outlives it; who may connect does not."""
-
-    world: World
-    alive: bool = False
-    lives: int = 0
-    admitted: frozenset[str] = frozenset()
-    parts: dict[str, Parts] = field(default_factory=dict)
-    sealed: dict[int, Parts] = field(default_factory=dict)
-    damaged: set[int] = field(default_factory=set)
-    exports: list[tuple[int, Vector]] = field(default_factory=list)
-
-    def open(self) -> None:
-        self.alive = True
-        self.lives += 1
-        self.admitted = frozenset()
-
-    def seal(self, command: e.SealCheckpoint) -> e.Report:
-        if self.world.chance("seal fails"):
-            return e.Failed("seal", command.job, "the disk is full", False, False)
-        blocks: Parts = {}
-        for part in command.parts:
-            blocks.update(self.parts[part.file])
-        self.sealed[command.version] = blocks
-        self.damaged.discard(command.version)
-        self.world.check_checkpoint(command, join(blocks))
-        for version in [v for v in self.sealed if v not in command.keep]:
-            del self.sealed[version]
-        return e.Sealed(command.job, command.version, "d", 1)
-
-    def prepare(self, plan: Plan) -> None:
-        if 0 not in self.sealed:
-            self.sealed[0] = {b.index: np.full(b.numel, START) for b in plan.layout().blocks}
-
-
-def join(parts: Parts) -> Vector:
-    """The whole vector of all blocks in order."""
-    return np.concatenate([parts[i] for i in sorted(parts)])
-
-
-def _block(vector: Vector, layout: Layout, index: int) -> Vector:
-    block = layout.blocks[index]
-    return vector[block.offset : block.offset + block.numel].copy()
-
-
-def keys(addresses: Iterable[Address]) -> set[str]:
-    return {a.key for a in addresses}
+        self.loaded = False
+        self.staged, self.pins = {}, set()

@@ -7,13 +7,18 @@ there hides bugs that need its absence.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Literal
 
+from medley.policies.devices import Device
+from medley.protocol.conditions import Conditions
 from medley.protocol.events import Expel
 from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
 from medley.runtimes.simulated.kernel import MS, S
-from medley.runtimes.simulated.nodes import Node
+from medley.runtimes.simulated.node import Node
+from medley.runtimes.simulated.proof import ProofWatcher, check_export, check_fold
+from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
 from medley.runtimes.simulated.world import World
 
 STORM_NS = 40 * S
@@ -63,15 +68,25 @@ def draw_spec(random: Random) -> JobSpec:
     )
 
 
-def draw_world(seed: int) -> World:
+JOB = "j"
+DEVICE = Device("sim", 1e12, 2**33, 1e11, 0, 0, 0, "invented")
+
+
+def draw_setup(seed: int) -> Setup:
     random = Random(seed)
     spec = draw_spec(random)
-    world = World(seed, spec, random.randint(6, 80), heldout=random.choice([0, 4]))
-    world.latency_ns = random.choice([1, 10, 100]) * MS
+    workload = Workload(random.randint(6, 80), random.choice([0, 4]))
+    latency_ms = random.choice([1, 10, 100])
+    link = Conditions(rtt_ms=latency_ms, jitter_ms=0.3 * latency_ms)
+    machines = []
     for i in range(random.randint(2, 5)):
         kind = random.random()
-        world.add_node(f"n{i}", worker=i == 0 or kind < 0.8, shard=i < 2 or kind > 0.3)
-    return world
+        machines.append(Machine(f"n{i}", DEVICE, link, worker=i == 0 or kind < 0.8, shard=i < 2 or kind > 0.3))
+    return Setup(tuple(machines), (Arrival(JOB, spec, workload),))
+
+
+def draw_world(seed: int) -> World:
+    return World(draw_setup(seed), seed=seed, watchers=[ProofWatcher()])
 
 
 class Storm:
@@ -79,7 +94,7 @@ class Storm:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.random = Random(world.random.random())
+        self.random = world.kernel.random("storm")
         self.calm = False
         faults: list[Callable[[], None]] = [
             self._node,
@@ -98,7 +113,7 @@ class Storm:
                 self._again(fault, int(self.random.choice([2, 5, 15]) * S))
         for what, chance in CHANCES.items():
             if self.random.random() < 0.4:
-                world.chances[what] = chance * self.random.choice([0.3, 1, 2])
+                world.rates[what] = chance * self.random.choice([0.3, 1, 2])
         world.kernel.after(STORM_NS, self._end)
 
     def _again(self, fault: Callable[[], None], mean_ns: int) -> None:
@@ -112,18 +127,18 @@ class Storm:
 
     def _end(self) -> None:
         self.calm = True
-        self.world.chances.clear()
+        self.world.rates.clear()
         for node in self.world.nodes.values():
             node.start()
         self._watch()
 
     def _watch(self) -> None:
         """A person resumes what was stopped."""
-        run = self.world.job
+        run = self.world.run_of(JOB)
         if self.world.coordinator is not None and run is None:
-            self.world.submit()
+            self.world.submit(JOB)
         elif run is not None and run.state.state in ("failed", "cancelled"):
-            self.world.resume()
+            self.world.resume(JOB)
         self.world.kernel.after(S, self._watch)
 
     # -- faults ---------------------------------------------------------------------------------------------------
@@ -165,46 +180,45 @@ class Storm:
 
     def _damage(self) -> None:
         """The newest of several checkpoints, at rest."""
-        vault, run = self.world.vault, self.world.job
-        if run is not None and len(run.state.checkpoints) > 1 and not vault.damaged:
-            vault.damaged.add(run.state.checkpoints[-1].version)
+        kept, run = self.world.kept(JOB), self.world.run_of(JOB)
+        if run is not None and len(run.state.checkpoints) > 1 and not kept.damaged:
+            kept.damaged.add(run.state.checkpoints[-1].version)
 
     def _expel(self) -> None:
         """A machine beyond the two that a job needs is thrown out for good."""
         name = self.random.choice(sorted(self.world.nodes))
-        if name not in ("n0", "n1") and self.random.random() < 0.3:
-            self.world.handle(Expel(name, "its owner left"))
+        if name not in ("n0", "n1") and self.random.random() < 0.3 and self.world.host is not None:
+            self.world.host.handle(Expel(name, "its owner left"))
 
     def _cancel(self) -> None:
-        run = self.world.job
+        run = self.world.run_of(JOB)
         if run is None:
             return
         if run.state.state in ("failed", "cancelled"):
-            self.world.resume()
+            self.world.resume(JOB)
         elif self.random.random() < 0.3:
-            self.world.cancel()
+            self.world.cancel(JOB)
 
 
-def weather(seed: int, *, faults: bool = True, tracing: bool = False) -> World:
+def weather(seed: int, *, faults: bool = True, trace: Path | None = None) -> World:
     """Run one seed to its end and check everything; raises AssertionError where something is wrong."""
-    world = draw_world(seed)
-    world.tracing = tracing
-    for node in world.nodes.values():
-        node.start()
-    world.start_coordinator()
-    world.submit()
+    watcher = ProofWatcher()
+    setup = draw_setup(seed)
+    world = World(setup, seed=seed, trace=trace, watchers=[watcher])
     if faults:
         Storm(world)
-    finished = world.kernel.run(DEADLINE_NS, lambda: world.job is not None and world.job.state.state == "done")
+    finished = world.run(DEADLINE_NS, lambda: world.states.get(JOB) == "done")
+    world.trace.close()
     assert finished, f"not done after {world.kernel.now / S:.0f} s: {stuck(world)}"
-    world.check_fold()
-    world.check_export()
+    check_fold(world)
+    arrival = setup.arrivals[0]
+    check_export(world, watcher.of(JOB), JOB, arrival.spec, arrival.workload.samples)
     return world
 
 
 def stuck(world: World) -> str:
     """What a run that does not finish looks like."""
-    run = world.job
+    run = world.run_of(JOB)
     if run is None:
         return "no job"
     state = run.state

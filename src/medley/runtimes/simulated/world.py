@@ -1,376 +1,410 @@
-"""A coordinator, its log and its vault, nodes, and the links between them: everything but the roles is a model.
+"""A coordinator, its log and its vault, machines, jobs, and the links between them: all but the roles is a model.
 
-A stream delivers in order and loses nothing while it lives; when it breaks, what was under way is lost in both
-directions, and each side notices in its own time. The coordinator may die between any two effects.
+Everything that happens follows from a `Setup` and a seed. Observers hear facts (`facts.py`) and make curves and bills
+of them; watchers (`watch.py`) see every step and judge it. Faults are names with rates, or whatever `strike` decides:
+each place that can fail asks `chance(fault, operation)`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
 from medley.protocol import messages as m
-from medley.protocol import wire
-from medley.protocol.codec import Codec, parse, text
-from medley.protocol.events import Cancel, CoordinatorEvent, EngineSaid, Heard, Lost, Resume, Submit, Tick
-from medley.protocol.layout import TensorSpec
-from medley.protocol.plan import Plan
-from medley.protocol.records import Record
-from medley.protocol.spec import JobSpec
-from medley.roles import ledger
+from medley.protocol.codec import text
+from medley.protocol.conditions import Conditions
+from medley.protocol.events import Cancel, Event, Resume, Submit
+from medley.protocol.ids import Generation, JobId, NodeId, Version
+from medley.protocol.records import TERMINAL, Aborted, Committed, HeldoutMeasured, Record, StateChanged, Submitted
 from medley.roles.coordinator import Coordinator
 from medley.roles.run import Run
-from medley.runtimes.simulated.engines import ShardEngine, Vault, WorkerEngine
+from medley.runtimes.simulated import facts
+from medley.runtimes.simulated.arithmetic import Blocks
+from medley.runtimes.simulated.coordinator import DOWN_NS, CoordinatorHost, Vault
+from medley.runtimes.simulated.disk import Disk
+from medley.runtimes.simulated.durations import Durations, Invented, charged
+from medley.runtimes.simulated.engines import ShardEngine
+from medley.runtimes.simulated.facts import Fact, Observer
+from medley.runtimes.simulated.job import Job, Kept, make_job
 from medley.runtimes.simulated.kernel import MS, Kernel, S
-from medley.runtimes.simulated.nodes import Node
-from medley.runtimes.simulated.proof import START, Proof, Vector, in_order
+from medley.runtimes.simulated.network import Network
+from medley.runtimes.simulated.node import Clock, Key, Node
+from medley.runtimes.simulated.setup import Arrival, Machine, Setup
+from medley.runtimes.simulated.stream import Meddle, Stream
+from medley.runtimes.simulated.trace import Trace
+from medley.runtimes.simulated.watch import COORDINATOR, Watcher
 
-JOB = "j"
-LOG = Codec(Record)
-
-
-class Crash(Exception):
-    """The coordinator's process ends here."""
-
-
-@dataclass(slots=True)
-class Stream:
-    """One connection of one node."""
-
-    world: World
-    node: Node
-    boot: str
-    life: int  # of the coordinator
-    open: bool = True  # as the node sees it
-    heard: bool = False
-    welcomed: bool = False
-    broken: bool = False
-    last: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def to_coordinator(self, message: m.FromNode) -> None:
-        self._carry("up", self.world.heard, message)
-
-    def to_node(self, message: m.ToNode) -> None:
-        self._carry("down", self._told, message)
-
-    def _told(self, stream: Stream, message: m.ToNode) -> None:
-        if self.node.alive and self.node.stream is self and self.open:
-            self.node.told(message)
-
-    def _carry(self, way: str, deliver: Any, message: m.Message) -> None:
-        kernel = self.world.kernel
-        data = wire.encode(message)
-        at = max(kernel.now + self.world.jitter(self.world.latency_ns), self.last[way] + 1)
-        self.last[way] = at
-
-        def arrive() -> None:
-            if not self.broken:
-                deliver(self, wire.decode(data).message)
-
-        kernel.after(at - kernel.now, arrive)
-
-    def cut(self) -> None:
-        """The link is gone; both sides find out later."""
-        if self.broken:
-            return
-        self.broken = True
-        self.world.kernel.after(self.world.jitter(200 * MS), self._node_notices)
-        self.world.kernel.after(self.world.jitter(400 * MS), self.world.stream_ended, self)
-
-    def _node_notices(self) -> None:
-        if self.open:
-            self.open = False
-            self.node.stream_ended(int(self.boot))
+REMARKS_MAX = 400
+CRASH_NS = 2 * S  # a machine that a fault ended comes back after this, on average
 
 
 class World:
-    """One job on one pool, from a seed."""
+    """One pool and its stream of jobs, from a seed."""
 
-    def __init__(self, seed: int, spec: JobSpec, samples: int, *, heldout: int = 1) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        seed: int,
+        trace: Path | Trace | None = None,
+        observers: Sequence[Observer] = (),
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
+        """`trace`: a file for the story, or a `Trace` that somebody else keeps."""
+        self.setup = setup
         self.kernel = Kernel(seed)
-        self.random = self.kernel.random
-        self.spec, self.samples, self.heldout = spec, samples, heldout
-        self.latency_ns = 10 * MS
-        self.chances: dict[str, float] = {}
-        self.happened: dict[str, int] = defaultdict(int)
-        self.log: list[tuple[str, str, bytes]] = []
-        self.proof = Proof()
-        self.vault = Vault(self)
-        self.vault_address = m.Address("", "")
-        self.nodes: dict[str, Node] = {}
+        self.network = Network(self.kernel)
+        self.trace = trace if isinstance(trace, Trace) else Trace(trace, title=f"seed {seed}")
+        self.observers, self.watchers = tuple(observers), tuple(watchers)
+        self.rates: dict[str, float] = {}
+        self.strike: Callable[[str, str], bool] | None = None
+        self.meddle: Meddle | None = None
+        self.happened: Counter[str] = Counter()
+        self.struck: Counter[tuple[str, str]] = Counter()
+        self.disk = Disk()
+        self.clock = Clock()  # of the coordinator's machine
+        self.host: CoordinatorHost | None = None
+        self.nodes: dict[NodeId, Node] = {}
         self.sockets: dict[str, ShardEngine] = {}
-        self.streams: dict[str, Stream] = {}
-        self.coordinator: Coordinator | None = None
-        self.life = 0
-        self.remarks: list[tuple[str, fx.Effect]] = []
-        self.recent: deque[str] = deque(maxlen=400)
-        self.tracing = False
+        self.remarks: deque[tuple[str, fx.Effect]] = deque(maxlen=REMARKS_MAX)
+        self.states: dict[JobId, str] = {}  # of each job, as its log has it
+        self.over = 0  # jobs that are done, failed or cancelled
+        self.submitted = 0
+        self._arrivals = {a.job: a for a in setup.arrivals}
+        self._jobs: dict[JobId, Job] = {}
+        self._kept: dict[JobId, Kept] = {}
+        self._begun: dict[tuple[JobId, int], int] = {}  # when a lease's base was granted
+        self._control: Counter[tuple[NodeId, NodeId]] = Counter()
         self._addresses = 0
-        self._events = 0
+        self._started = False
+        self._jitter = self.kernel.random("jitter").random
+        self.network.add(COORDINATOR, Conditions())
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Machines join and jobs arrive at their times. `run` does this if nobody has."""
+        if self._started:
+            return
+        self._started = True
+        for machine in self.setup.machines:
+            self.add(machine)
+        self.start_coordinator()
+        for arrival in sorted(self.setup.arrivals, key=lambda a: a.at_ns):
+            self.kernel.at(arrival.at_ns, self.submit, arrival.job)
+
+    def run(self, until_ns: int, stop: Callable[[], bool] | None = None) -> bool:
+        """Go on until `stop` (asked after each event) or the time is over; True for the former."""
+        self.start()
+        stopped = self.kernel.run(until_ns, stop)
+        self._flush_control()
+        return stopped
+
+    def is_over(self) -> bool:
+        """Every job arrived, and ended."""
+        return self.over >= len(self._arrivals) and self.submitted >= len(self._arrivals)
+
+    def digest(self) -> str:
+        return self.trace.digest()
 
     # -- chance -------------------------------------------------------------------------------------------------
 
+    @property
+    def armed(self) -> bool:
+        """Whether anything can be struck at all."""
+        return self.strike is not None or bool(self.rates)
+
     def jitter(self, mean_ns: int) -> int:
-        return int(mean_ns * (0.5 + self.random.random()))
+        return int(mean_ns * (0.5 + self._jitter()))
 
-    def chance(self, what: str) -> bool:
-        if self.random.random() < self.chances.get(what, 0.0):
-            self.happened[what] += 1
-            return True
-        return False
+    def beat_ns(self, interval_ns: int) -> int:
+        return int(interval_ns * (0.9 + 0.2 * self._jitter()))
 
-    def new_address(self, name: str) -> m.Address:
-        self._addresses += 1
-        return m.Address(f"sim://{name}#{self._addresses}", f"key{self._addresses}")
+    def chance(self, fault: str, operation: str) -> bool:
+        """Does this fault strike this operation now?"""
+        if self.strike is not None:
+            struck = self.strike(fault, operation)
+        else:
+            rate = self.rates.get(fault, 0.0)
+            struck = rate > 0 and self.kernel.random(f"fault {fault}").random() < rate
+        if struck:
+            self.met(fault, operation)
+        return struck
 
-    # -- nodes and links ------------------------------------------------------------------------------------------
+    def met(self, fault: str, operation: str) -> None:
+        """A fault met an operation: for the coverage table, the trace and the observers."""
+        self.happened[fault] += 1
+        self.struck[fault, operation] += 1
+        self.note(COORDINATOR, "fault", f"{fault}: {operation}")
+        self.emit(facts.Struck(self.kernel.now, fault, operation))
 
-    def add_node(self, name: str, *, worker: bool = True, shard: bool = True) -> Node:
-        node = Node(self, name, m.Capability(4, 2**33, "sim", worker, shard))
-        self.nodes[name] = node
+    # -- machines and links -------------------------------------------------------------------------------------
+
+    def add(self, machine: Machine) -> Node:
+        """Hang a machine into the network; it joins at its time, and leaves or is taken away at its time."""
+        node = Node(self, machine, heartbeat_ns=self.setup.heartbeat_ms * MS)
+        self.nodes[machine.name] = node
+        self.network.add(machine.name, machine.conditions, machine.overrides)
+        self.kernel.at(machine.joins_ns, node.start)
+        if machine.leaves_ns:
+            self.kernel.at(machine.leaves_ns, self.remove, machine.name, "left")
+        if machine.interruptions_per_h > 0:
+            rate = machine.interruptions_per_h / (3600 * S)
+            life_ns = int(self.kernel.random(f"interruptions {machine.name}").expovariate(rate))
+            self.kernel.at(machine.joins_ns + life_ns, self.remove, machine.name, "interrupted")
         return node
 
+    def remove(self, name: NodeId, state: str = "left") -> None:
+        """A machine goes for good; one of the same name may be added later."""
+        node = self.nodes.pop(name, None)
+        if node is not None:
+            node.die(state)
+
+    def crash(self, node: Node) -> None:
+        """A machine dies and starts again a little later."""
+        node.die()
+        self.kernel.after(self.jitter(CRASH_NS), node.start)
+
     def attach(self, node: Node) -> Stream | None:
-        if self.coordinator is None:
+        """A new connection; None while nobody answers."""
+        if self.host is None or self.network.is_blocked(node.name, COORDINATOR):
             return None
-        return Stream(self, node, str(node.boot), self.life)
+        if self.network.is_blocked(COORDINATOR, node.name):
+            return None
+        return Stream(self, node, self.host, str(node.boot))
 
-    def heard(self, stream: Stream, message: m.FromNode) -> None:
-        if self.coordinator is None or stream.life != self.life:
+    def new_address(self, name: NodeId, key: Key) -> m.Address:
+        self._addresses += 1
+        return m.Address(f"sim://{name}/{key[0]}/{key[1]}#{self._addresses}", f"key{self._addresses}")
+
+    def node_of(self, address: m.Address) -> NodeId:
+        """The machine on which this socket listens."""
+        return address.endpoint[6:].split("/", 1)[0]
+
+    def message_ns(self, source: NodeId, target: NodeId) -> int:
+        """A small request on the tensor plane."""
+        if source == target:
+            return MS // 10
+        return self.network.delay_ns(source, target, "ps_sync", 0)
+
+    def move(
+        self, source: NodeId, target: NodeId, nbytes: int, done: Callable[[bool], None], ends: tuple[str, ...]
+    ) -> None:
+        """Tensors from machine to machine; `done` is told whether they arrived."""
+        if source not in self.network.accesses or target not in self.network.accesses:
+            self.kernel.after(MS, done, False)
             return
-        old = self.streams.get(stream.node.name)
-        if isinstance(message, m.Hello):
-            if old is not None and old is not stream:
-                old.cut()
-            self.streams[stream.node.name] = stream
-        elif old is not stream:
-            return
-        self.handle(Heard(stream.node.name, message))
+        self.network.transfer(source, target, nbytes, done, ends)
+        if self.observers and source != target:
+            self.emit(facts.Moved(self.kernel.now, source, target, "tensors", nbytes))
 
-    def stream_ended(self, stream: Stream) -> None:
-        if stream.life == self.life and self.streams.get(stream.node.name) is stream:
-            del self.streams[stream.node.name]
-            self.handle(Lost(stream.node.name, stream.boot))
+    def count_control(self, source: NodeId, target: NodeId, nbytes: int) -> None:
+        if self.observers:
+            self._control[source, target] += nbytes
 
-    # -- the coordinator's process --------------------------------------------------------------------------------
+    def _flush_control(self) -> None:
+        for (source, target), nbytes in self._control.items():
+            self.emit(facts.Moved(self.kernel.now, source, target, "control", nbytes))
+        self._control.clear()
 
-    def start_coordinator(self) -> None:
-        if self.coordinator is not None:
-            return
-        self.life += 1
-        self.coordinator = Coordinator(self.life)
-        self.coordinator.restore(self._records())
-        self.kernel.after(self.jitter(50 * MS), self._open_vault, self.life)
-        self._tick(self.life)
-
-    def kill_coordinator(self) -> None:
-        if self.coordinator is None:
-            return
-        self.happened["coordinator died"] += 1
-        self.coordinator = None
-        self.vault.alive = False
-        self.streams.clear()
-        for node in self.nodes.values():
-            if node.stream is not None:
-                node.stream.cut()
-        self.kernel.after(self.jitter(1500 * MS), self.start_coordinator)
-
-    def kill_vault(self) -> None:
-        if self.vault.alive:
-            self.vault.alive = False
-            self.kernel.after(
-                self.jitter(20 * MS), self._if_life, self.life, EngineSaid(e.EngineExited("killed", False))
-            )
-            self.kernel.after(self.jitter(600 * MS), self._open_vault, self.life)
-
-    def _open_vault(self, life: int) -> None:
-        if life == self.life and self.coordinator is not None and not self.vault.alive:
-            self.vault.open()
-            self.vault_address = self.new_address("vault")
-            self.handle(EngineSaid(e.Opened(self.vault_address)))
-
-    def _tick(self, life: int) -> None:
-        if life == self.life and self.coordinator is not None:
-            self.handle(Tick(self.kernel.now))
-            self.kernel.after(200 * MS, self._tick, life)
-
-    def _if_life(self, life: int, event: CoordinatorEvent) -> None:
-        if life == self.life:
-            self.handle(event)
-
-    def _records(self) -> list[tuple[str, Any]]:
-        return [(stream, LOG.from_json(name, body)) for stream, name, body in self.log]
-
-    def handle(self, event: CoordinatorEvent) -> None:
-        """One event of the coordinator, its effects in order, then every invariant."""
-        if self.coordinator is None:
-            return
-        effects = self.coordinator.handle(event, self.kernel.now)
-        self.trace("coordinator", None, event, effects)
-        try:
-            for effect in effects:
-                self._execute(effect)
-        except Crash:
-            self.kill_coordinator()
-            return
-        self._check_coordinator()
-
-    def _execute(self, effect: fx.Effect) -> None:
-        if self.chance("crash"):
-            raise Crash
-        match effect:
-            case fx.Persist(stream, record):
-                self.log.append((stream, *LOG.to_json(record)))
-                self.proof.follow(LOG.from_json(*self.log[-1][1:]))
-            case fx.Compact(stream, record):
-                self.log = [entry for entry in self.log if entry[0] != stream]
-                self.log.append((stream, *LOG.to_json(record)))
-            case fx.Send(node, message):
-                if (line := self.streams.get(node)) is not None:
-                    line.to_node(message)
-            case fx.Close(node):
-                if (line := self.streams.get(node)) is not None:
-                    line.cut()
-            case fx.Run(command):
-                self._run(command)
-            case fx.Explain() | fx.Reject():
-                self.remarks.append(("coordinator", effect))
-            case _:
-                raise AssertionError(f"the coordinator may not want {effect}")
-
-    def _run(self, command: e.Command) -> None:
-        life = self.life
-        match command:
-            case e.SetPeers():
-                self.kernel.after(2 * MS, self._set_peers, command, self.vault.lives)
-            case e.PrepareJob():
-                self.kernel.after(self.jitter(300 * MS), self._prepared, life, command)
-            case e.SealCheckpoint():
-                self.kernel.after(self.jitter(50 * MS), self._seal, command, self.vault.lives)
-            case e.ExportJob():
-                self.kernel.after(self.jitter(200 * MS), self._export, life, command)
-            case _:
-                raise AssertionError(f"the coordinator's children do not know {command}")
-
-    def _set_peers(self, command: e.SetPeers, vault_life: int) -> None:
-        if self.vault.alive and vault_life == self.vault.lives:
-            self.vault.admitted = frozenset(command.keys)
-            self.handle(EngineSaid(e.PeersKnown(command.number)))
-
-    def _prepared(self, life: int, command: e.PrepareJob) -> None:
-        if life != self.life or self.coordinator is None:
-            return
-        spec = parse(command.spec, JobSpec)
-        tensors = tuple(TensorSpec(f"t{i}", (min(8, self.samples - i),), "") for i in range(0, self.samples, 8))
-        if self.chance("prepare fails"):
-            self.handle(EngineSaid(e.Failed("prepare", command.job, "killed", False, False)))
-            return
-        plan = Plan(spec, self.samples, self.heldout, tensors, ())
-        self.vault.prepare(plan)
-        self.handle(EngineSaid(e.JobPrepared(command.job, text(plan))))
-
-    def _seal(self, command: e.SealCheckpoint, vault_life: int) -> None:
-        if self.vault.alive and vault_life == self.vault.lives:
-            self.handle(EngineSaid(self.vault.seal(command)))
-
-    def _export(self, life: int, command: e.ExportJob) -> None:
-        if life == self.life and self.coordinator is not None and self.chance("export fails"):
-            self.handle(EngineSaid(e.Failed("export", command.job, "killed", False, False)))
-        elif life == self.life and self.coordinator is not None:
-            vector = np.concatenate([p for _, p in sorted(self.vault.sealed[command.version].items())])
-            self.vault.exports.append((command.version, vector))
-            self.handle(EngineSaid(e.Exported(command.job, command.version, "out")))
-
-    def kill_engine(self, engine: WorkerEngine, reason: str, memory: bool) -> None:
-        for node in self.nodes.values():
-            for key, hosted in list(node.roles.items()):
-                if hosted.engine is engine:
-                    node.kill_engine(key, reason, memory)
-
-    # -- what a person does -----------------------------------------------------------------------------------------
-
-    def submit(self) -> None:
-        self.handle(Submit(JOB, text(self.spec), self.kernel.now))
-
-    def cancel(self) -> None:
-        self.handle(Cancel(JOB, self.kernel.now))
-
-    def resume(self) -> None:
-        self.handle(Resume(JOB, self.kernel.now))
+    # -- the coordinator's process ------------------------------------------------------------------------------
 
     @property
-    def job(self) -> Run | None:
-        return self.coordinator.runs.get(JOB) if self.coordinator is not None else None
+    def coordinator(self) -> Coordinator | None:
+        """The role of the newest life, while it lives."""
+        return self.host.role if self.host is not None else None
 
-    # -- what must always be true -----------------------------------------------------------------------------------
+    @property
+    def vault(self) -> Vault | None:
+        return self.host.vault if self.host is not None else None
 
-    def check_parts(self, engine: ShardEngine, parts: dict[int, Vector]) -> None:
-        """A shard's parameters are those that the log has at this version."""
-        assert engine.layout is not None
-        wanted = self.proof.at(engine.generation, engine.version)
-        for index, part in parts.items():
-            block = engine.layout.blocks[index]
-            there = wanted[block.offset : block.offset + block.numel]
-            assert np.array_equal(part, there), f"block {index} at {engine.version}: {part} instead of {there}"
+    @property
+    def streams(self) -> dict[NodeId, Stream]:
+        return self.host.streams if self.host is not None else {}
 
-    def check_cut(self, generation: int, version: int, params: Vector) -> None:
-        """What a worker pulled is one version, whole."""
-        wanted = self.proof.at(generation, version)
-        assert np.array_equal(params, wanted), f"a pull of {version} in {generation}: {params} instead of {wanted}"
-
-    def check_checkpoint(self, command: e.SealCheckpoint, params: Vector) -> None:
-        self.check_cut(command.generation, command.version, params)
-        used = np.zeros(self.samples)
-        for span in command.committed:
-            used[span.start : span.stop] += 1
-        assert np.array_equal(START - used, params), "the ledger of a checkpoint is that of its parameters"
-
-    def _check_coordinator(self) -> None:
-        self._events += 1
-        run = self.job
-        if run is None or run.state.samples is None:
+    def start_coordinator(self, *, beside: bool = False) -> None:
+        """A new life, unless there is one. `beside`: a second one comes up while the first still believes."""
+        if self.host is not None and not beside:
             return
-        samples = run.state.samples
-        assert ledger.missing(samples) == 0, f"{ledger.missing(samples)} samples are nowhere"
-        assert samples.doubled == 0, "samples were committed twice"
-        assert run.state.version == self.proof.version, "the log has every version"
-        assert len(run.ctx.pins) <= 3, f"pins are bounded: {run.ctx.pins}"
-        if self._events % 16 == 0:
-            spans = [h.span for h in samples.leases.values()] + samples.opened + samples.committed
-            assert ledger.count(ledger.merge(spans)) == ledger.count(spans), "a sample in two places"
-        if self._events % 128 == 0:
-            self.check_fold()
+        term = self.disk.acquire_term()
+        self.host = CoordinatorHost(self, term, Coordinator(term))
+        self.note(COORDINATOR, "started", f"term {term}")
+        self.host.start()
+        for watcher in self.watchers:
+            watcher.started(self)
 
-    def check_fold(self) -> None:
-        """The live state is the fold of the log."""
-        if self.coordinator is None:
+    def kill_coordinator(self) -> None:
+        if self.host is not None:
+            self.happened["coordinator died"] += 1
+            self.coordinator_died(self.host, "killed")
+
+    def coordinator_died(self, host: CoordinatorHost, reason: str) -> None:
+        """Its process is gone; unless another one has taken over, it is started again."""
+        host.die()
+        self.note(COORDINATOR, "died", reason)
+        if host is self.host:
+            self.host = None
+            self.kernel.after(self.jitter(DOWN_NS), self.start_coordinator)
+
+    def kill_vault(self) -> None:
+        if self.host is not None:
+            self.host.kill_vault()
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def submit(self, job: JobId) -> None:
+        """What a person's `medley train` does: it knocks until somebody answers."""
+        if self.host is None:
+            self.kernel.after(S, self.submit, job)
             return
-        replayed = Coordinator(0)
-        replayed.restore(self._records())
-        for job, run in self.coordinator.runs.items():
-            live, again = text(run.state), text(replayed.runs[job].state)
-            assert live == again, f"the fold of the log differs:\n{live}\n{again}"
+        self.host.handle(Submit(job, text(self._arrivals[job].spec), self.clock.read(self.kernel.now)))
+        if self.host is None or job not in self.host.role.runs:
+            self.kernel.after(S, self.submit, job)
 
-    def check_export(self) -> None:
-        """Every sample was used exactly as often as the job says."""
-        assert self.vault.exports, "nothing was exported"
-        total = max(1, round(self.samples * self.spec.train.epochs))
-        uses = np.array([(total - i + self.samples - 1) // self.samples for i in range(self.samples)])
-        version, params = self.vault.exports[-1]
-        assert np.array_equal(params, START - uses), f"version {version} has {params}"
-        train = self.spec.train
-        if train.deterministic:
-            wanted = in_order(self.samples, train.epochs, train.batch_samples, train.sync.slots)
-            assert self.proof.history() == wanted, "a deterministic run does not depend on who is there"
+    def cancel(self, job: JobId) -> None:
+        if self.host is not None:
+            self.host.handle(Cancel(job, self.clock.read(self.kernel.now)))
 
-    def trace(self, who: str, key: Any, event: object, effects: list[fx.Effect]) -> None:
-        if self.tracing:
-            now = self.kernel.now / S
-            lines = [f"{now:9.3f} {who:12} {key} > {event}"[:420]]
-            lines += [f"{'':9} {'':12}    < {effect}"[:420] for effect in effects]
-            self.recent.extend(lines)
+    def resume(self, job: JobId) -> None:
+        if self.host is not None:
+            self.host.handle(Resume(job, self.clock.read(self.kernel.now)))
+
+    def arrive(self, arrival: Arrival) -> None:
+        """One more job, now, beyond those of the setup."""
+        self._arrivals[arrival.job] = arrival
+        self.submit(arrival.job)
+
+    def run_of(self, job: JobId) -> Run | None:
+        """The coordinator's side of a job, while there is a coordinator."""
+        return self.host.role.runs.get(job) if self.host is not None else None
+
+    def job_named(self, name: JobId) -> Job:
+        job = self._jobs.get(name)
+        if job is None:
+            job = self._jobs[name] = make_job(self._arrivals[name], self.setup.arithmetic)
+        return job
+
+    def kept(self, job: JobId) -> Kept:
+        """What the vault has of a job."""
+        found = self._kept.get(job)
+        if found is None:
+            found = self._kept[job] = Kept()
+        return found
+
+    def durations(self, node: Node, job: Job, *, shard: bool) -> Durations:
+        if self.setup.arithmetic == "proof":
+            return Invented(self.kernel.random("work"))
+        random = self.kernel.random(f"work {node.name}")
+        return charged(node.machine.device, job.plan, job.arrival.workload, random, shard=shard)
+
+    # -- what is told about it ----------------------------------------------------------------------------------
+
+    def emit(self, fact: Fact) -> None:
+        for observer in self.observers:
+            observer(fact)
+
+    def note(self, who: str, kind: str, what: str) -> None:
+        self.trace.note(self.kernel.now, self.kernel.cause, who, kind.replace(" ", "-"), what)
+
+    def node_is(self, name: NodeId, state: str) -> None:
+        self.note(name, state, f"the machine is {state}")
+        self.emit(facts.NodeState(self.kernel.now, name, state))
+
+    def was_busy(self, node: NodeId, job: JobId, what: str, start_ns: int) -> None:
+        if self.observers:
+            self.emit(facts.Busy(self.kernel.now, start_ns, node, job, what))
+
+    def remark(self, who: str, effect: fx.Explain | fx.Reject) -> None:
+        self.remarks.append((who, effect))
+        if self.observers and isinstance(effect, fx.Explain):
+            self.emit(facts.Decided(self.kernel.now, effect.subject, effect.text))
+
+    def handled(self, who: NodeId, key: Key | None, event: Event, effects: Sequence[fx.Effect]) -> None:
+        """A role handled an event; what its effects lead to has this event as its cause."""
+        kernel, trace = self.kernel, self.trace
+        number = trace.handled(kernel.now, who, event, effects)
+        if trace.lines is not None:
+            place = f"{key[0]}/{key[1] if key[1] >= 0 else 'w'}" if key is not None else _job_of(event)
+            trace.line(kernel.now, kernel.cause, who, place, event, effects)
+        kernel.cause = number
+
+    def watch_handled(self, who: NodeId, key: Key | None, event: Event, effects: Sequence[fx.Effect]) -> None:
+        for watcher in self.watchers:
+            watcher.handled(self, who, key, event, effects)
+
+    def persisted(self, stream: str, record: Record, body: bytes) -> None:
+        """A record is durable."""
+        self.trace.mix(body)
+        for watcher in self.watchers:
+            watcher.persisted(self, stream, record)
+        job = stream.removeprefix("job/")
+        if isinstance(record, Submitted):
+            self.submitted += 1
+            self._state(job, "queued", "")
+        elif isinstance(record, StateChanged):
+            self._state(job, record.state, record.reason)
+        elif self.observers:
+            self._observe(job, record)
+
+    def _state(self, job: JobId, state: str, reason: str) -> None:
+        was = self.states.get(job, "")
+        self.states[job] = state
+        self.over += (state in TERMINAL) - (was in TERMINAL)
+        self.emit(facts.JobState(self.kernel.now, job, state, reason))
+
+    def _observe(self, job: JobId, record: Record) -> None:
+        now = self.kernel.now
+        match record:
+            case Committed():
+                begun = [self._begun.pop((job, n), now) for member in record.members for n in member.leases]
+                self.emit(
+                    facts.Committed(
+                        now,
+                        job,
+                        record.number,
+                        tuple(member.node for member in record.members),
+                        tuple(member.staleness for member in record.members),
+                        record.samples,
+                        record.tokens,
+                        record.loss,
+                        min(begun, default=now),
+                    )
+                )
+            case Aborted(_, node, _, carry, reason):
+                self.emit(facts.Refused(now, job, node, "carry" if carry else "drop", reason))
+            case HeldoutMeasured():
+                self.emit(facts.Evaluation(now, job, record.version, record.loss, record.accuracy))
+            case _:
+                pass
+
+    def sent(self, message: m.ToNode) -> None:
+        if self.observers and isinstance(message, m.Base):
+            self._begun[message.job, message.lease] = self.kernel.now
+
+    def watch_pulled(self, job: JobId, generation: Generation, version: Version, blocks: Blocks) -> None:
+        for watcher in self.watchers:
+            watcher.pulled(self, job, generation, version, blocks)
+
+    def watch_applied(self, engine: ShardEngine) -> None:
+        if not self.watchers:
+            return
+        blocks = engine.arithmetic.read(engine.version)
+        assert blocks is not None, "the present version can be read"
+        for watcher in self.watchers:
+            watcher.applied(self, engine.base.job.name, engine.shard, engine.generation, engine.version, blocks)
+
+    def watch_sealed(self, command: e.SealCheckpoint, blocks: Blocks) -> None:
+        for watcher in self.watchers:
+            watcher.sealed(self, command, blocks)
+
+    def watch_exported(self, job: JobId, version: Version, blocks: Blocks) -> None:
+        for watcher in self.watchers:
+            watcher.exported(self, job, version, blocks)
+
+
+def _job_of(event: Event) -> str:
+    inner = getattr(event, "message", None) or getattr(event, "report", None) or event
+    return str(getattr(inner, "job", "-"))

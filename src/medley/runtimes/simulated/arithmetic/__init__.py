@@ -1,6 +1,8 @@
 """What a simulated engine computes: integers for the proof, nothing but sizes, or a real tiny model.
 
 Time is charged elsewhere (`policies.costs`); these objects answer at once. One `Arithmetic` serves one job of a world.
+What is sent, read, saved and loaded are values by block index, so that whoever carries them can take them apart and
+join them without knowing what they are.
 """
 
 from __future__ import annotations
@@ -50,9 +52,11 @@ class WorkerArithmetic(Protocol):
 class ShardArithmetic(Protocol):
     """One shard engine's side."""
 
-    version: int
+    @property
+    def version(self) -> int: ...
 
-    def load(self, version: int, saved: Any) -> None: ...
+    def load(self, version: int, saved: Blocks) -> None:
+        """Be at this version and forget everything else; `saved` has this shard's blocks and perhaps others."""
 
     def stage(self, update: str, blocks: Blocks) -> tuple[bool, float]:
         """(finite, squared norm); a second call with the same update answers as the first."""
@@ -68,15 +72,15 @@ class ShardArithmetic(Protocol):
     def read(self, version: int) -> Blocks | None:
         """This version's blocks, or None when it is gone."""
 
-    def saved(self, version: int) -> Any:
-        """What a checkpoint of a pinned version keeps; `load` takes it."""
+    def saved(self, version: int) -> Blocks:
+        """What a checkpoint of a pinned version keeps, by block, optimiser state included; `load` takes it."""
 
 
 class Arithmetic(Protocol):
     def plan(self) -> Plan: ...
 
-    def initial(self) -> Any:
-        """What checkpoint 0 holds for all blocks, as `ShardArithmetic.load` takes it."""
+    def initial(self) -> Blocks:
+        """What checkpoint 0 holds, for all blocks, as `ShardArithmetic.load` takes it."""
 
     def worker(self, plan: Plan) -> WorkerArithmetic: ...
 

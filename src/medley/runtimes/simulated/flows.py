@@ -1,0 +1,211 @@
+"""How transfers share links: max-min fairness by progressive filling, recomputed only where something changed.
+
+A pipe is one direction of one machine's access link. A flow crosses at most two of finite capacity and has a limit of
+its own (what one TCP stream reaches). Everything is bytes and bytes a second; a flow with nothing in its way goes at
+its limit. Many flows that meet are settled together, at most `QUANTUM_NS` late for each of them, so that a hundred
+workers that push at once cost a hundred steps and not ten thousand.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import inf
+
+from medley.runtimes.simulated.kernel import Kernel, S
+
+QUANTUM_NS = 50_000
+EXACT_MAX = 16  # so many flows that meet are settled at once, without any delay
+DONE_NBYTES = 1e-3
+
+
+@dataclass(slots=True, eq=False)
+class Pipe:
+    """One direction of one link."""
+
+    name: str
+    bytes_per_s: float
+    flows: dict[Flow, None] = field(default_factory=dict)
+    free: float = 0.0
+    open: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """Bytes on their way."""
+
+    pipes: tuple[Pipe, ...]
+    nbytes: float
+    limit: float
+    done: Callable[[], None]
+    left: float = 0.0
+    rate: float = 0.0
+    since_ns: int = 0
+    stamp: int = 0
+
+
+class Sharing:
+    """All flows of a world."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._dirty: dict[Pipe, None] = {}
+        self._due = False
+        self._stamp = 0
+
+    def begin(self, pipes: tuple[Pipe, ...], nbytes: float, limit: float, done: Callable[[], None]) -> Flow:
+        """Start to move `nbytes`; `done` is called when the last one has left."""
+        flow = Flow(pipes, nbytes, limit, done, nbytes, 0.0, self._kernel.now)
+        for pipe in pipes:
+            pipe.flows[flow] = None
+        if pipes:
+            self.touch(pipes)
+        else:
+            self._alone(flow)
+        return flow
+
+    def end(self, flow: Flow) -> None:
+        """Take a flow out, whatever is left of it; `done` will not be called."""
+        self._progress(flow)
+        flow.stamp = -1
+        for pipe in flow.pipes:
+            pipe.flows.pop(flow, None)
+        self.touch(flow.pipes)
+
+    def limit(self, flow: Flow, bytes_per_s: float, left: float | None = None) -> None:
+        """Another limit from now on; `left` more bytes to go than there were, if some must be sent again."""
+        self._progress(flow)
+        flow.limit = bytes_per_s
+        if left is not None:
+            flow.left = left
+        if flow.pipes:
+            self.touch(flow.pipes)
+        else:
+            self._alone(flow)
+
+    def touch(self, pipes: Iterable[Pipe]) -> None:
+        """Something changed here: settle it soon."""
+        for pipe in pipes:
+            self._dirty[pipe] = None
+        if not self._due and self._dirty:
+            self._due = True
+            many = max(len(p.flows) for p in self._dirty)
+            self._kernel.after(many * QUANTUM_NS if many > EXACT_MAX else 0, self._settle)
+
+    def left(self, flow: Flow) -> float:
+        """Bytes that have not left yet."""
+        return max(0.0, flow.left - flow.rate * (self._kernel.now - flow.since_ns) / S)
+
+    # -- settling ---------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        dirty, self._dirty, self._due = self._dirty, {}, False
+        seen: dict[Pipe, None] = {}
+        for pipe in dirty:
+            if pipe not in seen:
+                self._settle_together(*_met(pipe, seen))
+
+    def _settle_together(self, flows: dict[Flow, None], pipes: list[Pipe]) -> None:
+        """Rates of one set of flows that meet, and when the first of them will be done."""
+        self._stamp += 1
+        for flow in flows:
+            self._progress(flow)
+            flow.stamp = self._stamp
+        fill(flows, pipes)
+        soon = min((f.left / f.rate for f in flows if f.rate > 0), default=inf)
+        if soon < inf:
+            self._kernel.after(_ns(soon), self._finish, list(flows), self._stamp)
+
+    def _alone(self, flow: Flow) -> None:
+        self._stamp += 1
+        flow.stamp, flow.rate = self._stamp, flow.limit
+        if flow.rate > 0:
+            self._kernel.after(_ns(flow.left / flow.rate), self._finish, [flow], self._stamp)
+
+    def _finish(self, flows: list[Flow], stamp: int) -> None:
+        """Those that are through, and those that would be within the quantum."""
+        slack_s = len(flows) * QUANTUM_NS / S if len(flows) > EXACT_MAX else 0.0
+        done = []
+        for flow in flows:
+            if flow.stamp != stamp:
+                continue
+            left = self.left(flow)
+            if left <= DONE_NBYTES + flow.rate * (slack_s + 1e-9):
+                done.append(flow)
+        for flow in done:
+            flow.left, flow.rate, flow.stamp = 0.0, 0.0, -1
+            for pipe in flow.pipes:
+                pipe.flows.pop(flow, None)
+            self.touch(flow.pipes)
+        for flow in done:
+            flow.done()
+
+    def _progress(self, flow: Flow) -> None:
+        flow.left = self.left(flow)
+        flow.since_ns = self._kernel.now
+
+
+def fill(flows: Iterable[Flow], pipes: Iterable[Pipe]) -> None:
+    """Max-min fair rates: raise all alike; who meets a limit or a full pipe stays there.
+
+    `pipes` must be all the pipes of `flows`, and these all the flows of `pipes`.
+    """
+    waiting = sorted(flows, key=lambda f: f.limit, reverse=True)
+    heap: list[tuple[float, int, Pipe]] = []
+    for number, pipe in enumerate(pipes):
+        pipe.free, pipe.open = pipe.bytes_per_s, len(pipe.flows)
+        if pipe.open:
+            heap.append((pipe.free / pipe.open, number, pipe))
+    heapq.heapify(heap)
+    for flow in waiting:
+        flow.rate = -1.0
+    while heap:
+        level, number, pipe = heap[0]
+        if pipe.open == 0:
+            heapq.heappop(heap)
+            continue
+        present = pipe.free / pipe.open
+        if present > level:
+            heapq.heapreplace(heap, (present, number, pipe))  # shares only grow: look again when it is the least
+            continue
+        while waiting and waiting[-1].rate >= 0:
+            waiting.pop()
+        if waiting and waiting[-1].limit <= level:
+            _fix(waiting.pop(), None)
+            continue
+        for flow in pipe.flows:
+            if flow.rate < 0:
+                _fix(flow, level)
+        heapq.heappop(heap)
+    for flow in waiting:
+        if flow.rate < 0:
+            flow.rate = flow.limit
+
+
+def _fix(flow: Flow, level: float | None) -> None:
+    flow.rate = rate = flow.limit if level is None else max(0.0, level)
+    for pipe in flow.pipes:
+        pipe.free -= rate
+        pipe.open -= 1
+
+
+def _met(pipe: Pipe, seen: dict[Pipe, None]) -> tuple[dict[Flow, None], list[Pipe]]:
+    """All flows that share a pipe with one that shares a pipe ... with this one's."""
+    seen[pipe] = None
+    pipes, flows = [pipe], dict[Flow, None]()
+    for one in pipes:  # grows meanwhile
+        for flow in one.flows:
+            if flow in flows:
+                continue
+            flows[flow] = None
+            for other in flow.pipes:
+                if other not in seen:
+                    seen[other] = None
+                    pipes.append(other)
+    return flows, pipes
+
+
+def _ns(seconds: float) -> int:
+    """Rounded up, so that nothing is found unfinished at its end."""
+    return int(seconds * S) + 1
