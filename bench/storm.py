@@ -259,12 +259,11 @@ class Storm:
 
     def _damage(self, seen: dict[str, Any]) -> None:
         """One byte too many in the newest of several checkpoints, and a shard that has to load it."""
-        versions = sorted(c["version"] for c in seen.get("checkpoints", ()))
+        sealed = sorted((self.place / "pool" / "checkpoints" / seen["job"]).glob("checkpoint-*/manifest.json"))
         engines = {n: pid for n, pid in processes(self.pool.pid).items() if kind_of(n) == "shard-engine"}
-        if len(versions) < 2 or not engines:
+        if len(sealed) < 2 or not engines:
             return
-        folder = self.place / "pool" / "checkpoints" / seen["job"]
-        for part in sorted(folder.glob(f"checkpoint-{versions[-1]:010d}/*.safetensors")):
+        for part in sorted(sealed[-1].parent.glob("*.safetensors")):
             with open(part, "ab") as file:
                 file.write(b"x")
         kill(engines[self.random.choice(sorted(engines))])
