@@ -45,7 +45,7 @@ _JOB_RANGES: tuple[tuple[str, float, float], ...] = (
     ("model.parameters", 1, 1 << 42),
     ("model.frozen_parameters", 0, 1 << 42),
     ("model.tokens_per_sample", 1, 1 << 20),
-    ("model.samples", 0, 1 << 40),
+    ("model.samples", 1, 1 << 40),
     ("model.heldout", 0, 1 << 30),
     ("at_s", 0, 366 * 86_400),
     ("deadline_s", 0, 366 * 86_400),
@@ -183,13 +183,16 @@ def _job(experiment: Experiment, name: str, job: Job) -> Iterator[Wrong]:
             f"jobs.{name}.model.task is '{job.model.task}', but engine '{experiment.engine}' computes none: "
             "set engine to 'real'",
         )
-    if experiment.engine != "real" and job.model.samples < 1:
-        yield (*path, "model", "samples"), f"jobs.{name}.model.samples is 0: give at least 1"
     if job.placement.replication == 2 and sum(g.count for g in experiment.fleet.values() if g.shard) < 2:
         yield (*path, "placement"), f"jobs.{name}.placement.replication is 2, but only one machine may hold parameters"
 
 
 def _names(experiment: Experiment) -> Iterator[Wrong]:
+    if experiment.target_loss and experiment.engine != "real":
+        yield (
+            ("target_loss",),
+            f"target_loss is given, but engine '{experiment.engine}' computes no loss: set engine to 'real'",
+        )
     if not experiment.jobs:
         yield ("jobs",), "jobs is empty: write at least 'jobs: {train: {}}'"
     stream = experiment.arrivals

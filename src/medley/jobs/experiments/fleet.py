@@ -149,7 +149,14 @@ def spec_of(name: str, job: Job, repeat: int = 0, number: int = 0) -> JobSpec:
     placement = job.placement
     if job.model.task and placement.block_elements > _SMALL_BLOCKS:
         placement = replace(placement, block_elements=_SMALL_BLOCKS)
-    return JobSpec(name=name, model=model, data=Data(), train=train, placement=placement, checkpoint=job.checkpoint)
+    return JobSpec(
+        name=name,
+        model=model,
+        data=Data(heldout_samples=job.model.heldout),
+        train=train,
+        placement=placement,
+        checkpoint=job.checkpoint,
+    )
 
 
 def workload_of(experiment: Experiment, job: Job) -> Workload:

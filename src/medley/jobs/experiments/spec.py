@@ -78,7 +78,7 @@ class SimulatedModel:
     parameters: int = 1_000_000  # trainable elements; engine modelled
     frozen_parameters: int = 0  # of the base model below adapters
     tokens_per_sample: int = 256
-    samples: int = 2048  # training examples of one epoch; 0 with a task: all it has
+    samples: int = 2048  # training examples of one epoch; a task brings its own
     heldout: int = 64
 
 

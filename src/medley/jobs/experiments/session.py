@@ -1,0 +1,59 @@
+"""An experiment from its file to its results: runs what is missing, then tables and report, also after Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medley.jobs.experiments import report, runner, runs, tables
+from medley.jobs.experiments.load import Loaded
+from medley.jobs.experiments.runner import Died, Event
+from medley.jobs.experiments.runs import Result, Task
+from medley.jobs.experiments.study import Study, study_of
+from medley.protocol.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is there now. `missing` are runs without a result: interrupted, or died."""
+
+    study: Study
+    written: tuple[Path, ...]
+    missing: tuple[Task, ...]
+    died: tuple[Died, ...]
+    interrupted: bool
+
+
+def perform(loaded: Loaded, folder: Path, processes: int, tell: Callable[[Event | None], None]) -> Outcome:
+    """Run what `folder` does not have yet and write the results there. Raises UserError if it cannot be written."""
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written ({error.strerror}); give another directory") from error
+    tasks = runs.tasks_of(loaded)
+    died: list[Died] = []
+    interrupted = False
+    try:
+        died = runner.run_all(folder, tasks, processes, tell)
+    except KeyboardInterrupt:
+        interrupted = True
+    results = [found for task in tasks if (found := runs.load(folder, task)) is not None]
+    study = study_of(loaded.experiment, axes_of(loaded), results, len(tasks))
+    written = tuple(_write(folder, study, results)) if results else ()
+    return Outcome(study, written, tuple(runner.missing(folder, tasks)), tuple(died), interrupted)
+
+
+def axes_of(loaded: Loaded) -> dict[str, list[str]]:
+    """The labels of each swept key, in the order of the file."""
+    axes: dict[str, list[str]] = {axis: [] for axis in loaded.points[0].labels}
+    for point in loaded.points:
+        for axis, label in point.labels.items():
+            if label not in axes[axis]:
+                axes[axis].append(label)
+    return axes
+
+
+def _write(folder: Path, study: Study, results: Sequence[Result]) -> list[Path]:
+    names = [axis.name for axis in study.axes]
+    return [*tables.write(folder, results, names), report.write(folder, study)]
