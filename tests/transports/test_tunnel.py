@@ -17,7 +17,7 @@ from tests.waiting import until_async
 
 from medley.protocol.errors import PeerError
 from medley.transports.identity import Authority
-from medley.transports.tunnel import Place, Why, pipe_name
+from medley.transports.tunnel.contract import Place, Why, pipe_name
 from medley.transports.tunnel.line import Line
 
 DEADLINE_S = 30

@@ -15,8 +15,10 @@ from medley.protocol.errors import PeerError
 from medley.transports.control.contract import Limits as ControlLimits
 from medley.transports.control.server import ControlServer
 from medley.transports.identity import Authority, Credentials
-from medley.transports.tunnel import Gate, Limits, Place, Relay, Why, pipe_name
+from medley.transports.tunnel.contract import Limits, Place, Why, pipe_name
+from medley.transports.tunnel.gate import Gate
 from medley.transports.tunnel.line import Line
+from medley.transports.tunnel.relay import Relay
 
 NOW_NS = time.time_ns()
 QUICK = Limits(take_s=2.0, dial_s=2.0, grace_s=1.0)
@@ -74,7 +76,7 @@ class Bench:
     async def node(self, name: str, **engines: tuple[str, int]) -> Gate:
         """A node whose engines are known to the coordinator; the keys of `engines` are their endpoints."""
         own = {pipe_name(endpoint, b""): where for endpoint, where in engines.items()}
-        gate = Gate(self.line(name), own.get, self.limits)
+        gate = Gate(self.line(name), own.get, limits=self.limits)
         ready = asyncio.Event()
         self.running.append(self.tasks.create_task(gate.run(ready.set)))
         await ready.wait()

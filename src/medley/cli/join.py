@@ -12,7 +12,9 @@ Examples:
   medley join --token medley1.AbC...
   medley join 192.168.1.20:7071 --token medley1.AbC... --name lab-3
   medley join
+  medley join --transport grpc
 """
+TRANSPORTS = ("auto", "direct", "grpc")
 
 
 @click.command("join", epilog=EPILOG)
@@ -22,6 +24,13 @@ Examples:
 @click.option("--no-worker", is_flag=True, help="Compute nothing here; keep parameters only.")
 @click.option("--no-shard", is_flag=True, help="Keep no parameters here; compute only.")
 @click.option("--allow-code", is_flag=True, help="Let jobs run task code that is installed on this machine.")
+@click.option(
+    "--transport",
+    type=click.Choice(TRANSPORTS),
+    default="auto",
+    show_default=True,
+    help="How tensors travel: directly where that works, only directly, or all through the coordinator's gRPC port.",
+)
 @click.option("--dir", "directory", metavar="DIR", help="State of this machine as a member. Default: ~/.medley/node.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as one JSON object a line.")
 def command(
@@ -31,6 +40,7 @@ def command(
     no_worker: bool,
     no_shard: bool,
     allow_code: bool,
+    transport: str,
     directory: str | None,
     as_json: bool,
 ) -> None:
@@ -63,6 +73,7 @@ def command(
             shard=not no_shard,
             allow_code=allow_code,
             directory=Path(directory).expanduser() if directory else node_dir(),
+            transport=transport,
         ),
         tell,
     )

@@ -35,7 +35,7 @@ from medley.protocol.engine import Report as EngineReport
 from medley.protocol.errors import PeerError, UserError
 from medley.protocol.events import CoordinatorEvent, EngineSaid, Expel, Heard, Lost, Stop, Tick
 from medley.protocol.ids import NS_PER_S, NodeId
-from medley.protocol.messages import Address, EngineUp
+from medley.protocol.messages import Address, EngineUp, ToNode
 from medley.protocol.records import PoolRecord, Record
 from medley.protocol.wire import Envelope
 from medley.roles.coordinator import Coordinator
@@ -48,10 +48,12 @@ from medley.runtimes.clock import SystemClock
 from medley.runtimes.door import Door
 from medley.runtimes.leftovers import sweep
 from medley.runtimes.process import EngineProcess
+from medley.runtimes.switchboard import Switchboard
 from medley.store.eventlog import Entry, EventLog
 from medley.transports.control.contract import Limits
 from medley.transports.control.server import ControlServer
 from medley.transports.identity import Authority, peer_identity
+from medley.transports.tunnel.relay import Relay
 
 RECORDS = Codec(Record)
 POOL = "pool"
@@ -106,6 +108,7 @@ class CoordinatorHost:
         self._executed = asyncio.Event()
         self._deciding = asyncio.Lock()  # a token is redeemed once: looked up, kept and folded by one request at a time
         self.server: ControlServer | None = None
+        self.relay = Relay(Switchboard(self.role, options.host, self._say, self._explain))
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -122,6 +125,7 @@ class CoordinatorHost:
             identity=identity,
             handler=handler,  # type: ignore[arg-type]
             limits=Limits(),
+            beside=self.relay.methods(),
         )
         try:
             async with TaskGroup() as tasks:
@@ -164,7 +168,14 @@ class CoordinatorHost:
         self.role.revoked[node] = reason
         if self.server is not None:
             self.server.disconnect(node, f"{node} was revoked: {reason}")
+        self.relay.expel(node, f"{node} was revoked: {reason}")
         self.post(Expel(node, reason))
+
+    def _say(self, node: NodeId, message: ToNode) -> bool:
+        return self.server is not None and self.server.send(node, message, term=self.term)
+
+    def _explain(self, subject: str, text: str) -> None:
+        self.chronicle.explain(subject, text, self.clock.wall_ns())
 
     async def _tick(self) -> None:
         deadline_ns = 0

@@ -56,6 +56,7 @@ class JoinOptions:
     shard: bool
     allow_code: bool
     directory: Path
+    transport: str = "auto"
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -309,6 +310,7 @@ def _options_file(options: JoinOptions, member: Member) -> Path:
         threads=os.cpu_count() or 1,
         allow_code=options.allow_code,
         tensor_ports=os.environ.get(PORTS, "" if alone else TENSOR_PORTS),
+        transport=options.transport,
     )
     path = options.directory / "options.json"
     write_private(path, msgspec.json.encode(wanted, enc_hook=str))

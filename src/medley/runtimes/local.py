@@ -38,6 +38,7 @@ class Pool:
         encrypt: bool = False,
         environment: dict[str, str] | None = None,
         allow_code: bool = True,
+        transport: str = "auto",
     ) -> None:
         self.options = UpOptions(
             directory,
@@ -46,6 +47,7 @@ class Pool:
             encrypt=encrypt,
             environment=environment or {},
             allow_code=allow_code,
+            transport=transport,
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._operator: OperatorClient | None = None

@@ -48,6 +48,7 @@ from medley.runtimes.causes import Causes
 from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.leftovers import sweep
+from medley.runtimes.links import Links
 from medley.runtimes.process import EngineProcess
 from medley.store.artifacts import ArtifactStore
 from medley.transports.control.client import ControlClient, renew
@@ -64,7 +65,8 @@ Key = tuple[JobId, int]  # shard -1: the worker
 class NodeOptions:
     """`tensor_host` is where peers reach this machine's tensor sockets; empty: its address on the way to `control`.
 
-    `tensor_ports` ("7080-7179") is what a firewall lets through; empty takes any.
+    `tensor_ports` ("7080-7179") is what a firewall lets through; empty takes any. `transport`: how engines of other
+    machines are reached (auto: directly, or through the coordinator; direct; grpc: through the coordinator).
     """
 
     name: NodeId
@@ -77,6 +79,7 @@ class NodeOptions:
     allow_code: bool = False
     tensor_ports: str = ""
     encrypt: bool = True
+    transport: str = "auto"
 
 
 @dataclass(slots=True)
@@ -106,6 +109,7 @@ class NodeHost:
         self._roles: dict[Key, Hosted] = {}
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._client = ControlClient(rng=random.Random(self._boot))
+        self._links = Links(options.directory, options.control, options.transport, lambda: self._credentials)
         self._tasks: asyncio.TaskGroup | None = None
         self._heartbeat_s = 1.0
         self._said = ""
@@ -118,6 +122,9 @@ class NodeHost:
         await asyncio.to_thread(self._tidy)
         async with TaskGroup() as tasks:
             self._tasks = tasks
+            ready = asyncio.Event()
+            tasks.create_task(self._links.run(ready))
+            await ready.wait()
             tasks.create_task(self._consume())
             tasks.create_task(self._tick())
             tasks.create_task(self._beat())
@@ -172,6 +179,7 @@ class NodeHost:
         kind = type(message).__name__
         hit(f"node.send.before.{kind}")
         self._said_count += 1
+        self._links.said(message)
         self._client.send(message, self._cause or f"{self._options.name}.{self._boot}.{self._said_count}")
         hit(f"node.send.after.{kind}")
 
@@ -213,6 +221,7 @@ class NodeHost:
             self._send(self._heartbeat())
 
     def _told(self, message: ToNode) -> None:
+        self._links.told(message)
         match message:
             case Welcome():
                 self._said = ""
@@ -222,8 +231,8 @@ class NodeHost:
                     self._give(key, Told(message))
             case Refused(reason):
                 self._log.error("refused", reason=reason)
-            case Called():
-                pass
+            case Called(number, name):
+                self._links.called(number, name)
             case AssignWorker(job):
                 threads = message.threads or self._options.threads
                 self._assigned((job, -1), replace(message, threads=threads))
@@ -317,6 +326,7 @@ class NodeHost:
             ENCRYPT: "1" if options.encrypt else "0",
             ROOM: str(options.directory),
             "OMP_NUM_THREADS": str(options.threads or 1),
+            **self._links.environment(),
         }
 
     def _reported(self, key: Key, process: EngineProcess, report: EngineReport) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medley.protocol.errors import UserError
+
+if TYPE_CHECKING:
+    from medley.transports.tensors.ways import Transport
 
 HOST = "MEDLEY_TENSOR_HOST"
 ROOM = "MEDLEY_NODE_DIR"
 ENCRYPT = "MEDLEY_TENSOR_ENCRYPT"
 PORTS = "MEDLEY_TENSOR_PORTS"
+TRANSPORT = "MEDLEY_TRANSPORT"
+GATE = "MEDLEY_TENSOR_GATE"  # host:port and the secret of the parent's gate, one space between
+TRANSPORTS: tuple[Transport, ...] = ("auto", "direct", "grpc")
 MEMORY_SHARE = "MEDLEY_MEMORY_SHARE"  # read by medley.models.memory
 
 
@@ -22,6 +29,21 @@ def host() -> str:
 def encrypted() -> bool:
     """Whether tensor sockets speak CURVE: the pool decides, for all of its jobs, because its vault serves them all."""
     return os.environ.get(ENCRYPT, "1") != "0"
+
+
+def transport(wanted: str | None = None) -> Transport:
+    """How engines reach each other. Raises UserError for what is none of TRANSPORTS."""
+    wanted = os.environ.get(TRANSPORT, "") if wanted is None else wanted
+    for one in TRANSPORTS:
+        if wanted == one or (not wanted and one == "auto"):
+            return one
+    raise UserError(f"'{wanted}' is no transport: write {', '.join(TRANSPORTS[:-1])} or {TRANSPORTS[-1]}")
+
+
+def gate() -> tuple[str, str]:
+    """Where the parent's gate listens, and its secret; empty ones where it has none."""
+    proxy, _, secret = os.environ.get(GATE, "").partition(" ")
+    return proxy, secret
 
 
 def ports(wanted: str | None = None) -> range:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from medley.protocol.errors import Damaged, Unavailable, UserError
 from medley.protocol.messages import Address
-from medley.runtimes.children.environment import ports
+from medley.runtimes.children.environment import gate, ports, transport
 from medley.store.artifacts import ArtifactStore
 from medley.transports.tensors.contract import Keeper, Peer, Refused
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.plane import TensorPlane
+from medley.transports.tensors.ways import Detour, Ways
 from medley.transports.tensors.wire import Header, Kind
+from medley.transports.tunnel.contract import pipe_name
 
 DAMAGED = "damaged: "
 UNFINISHED = "medley-tree-"
@@ -53,6 +55,18 @@ class Admission:
         self._keys = wanted
 
 
+def ways() -> Ways:
+    """What the parent says of the ways to other machines; direct ones only where it has no gate."""
+    proxy, secret = gate()
+    if not secret:
+        return Ways(transport())
+
+    def named(peer: Peer, why: str) -> str:
+        return f"tcp://{secret}.{why}.{pipe_name(peer.endpoint, peer.public_key or b'')}:1"
+
+    return Ways(transport(), Detour(proxy, named))
+
+
 async def open_plane(
     host: str, port: int, encrypt: bool, handler: Keeper, admission: Admission, curve: Curve | None = None
 ) -> tuple[TensorPlane, Address]:
@@ -68,9 +82,9 @@ async def _open_first(
     """On the first of these ports that is free; on any at all when none is wanted. Raises UserError."""
     for port in wanted[:-1]:
         with contextlib.suppress(UserError):
-            return await TensorPlane.open(host, port, identity=identity, allow=admission, handler=handler)
+            return await TensorPlane.open(host, port, identity=identity, allow=admission, handler=handler, ways=ways())
     last = wanted[-1] if wanted else 0
-    return await TensorPlane.open(host, last, identity=identity, allow=admission, handler=handler)
+    return await TensorPlane.open(host, last, identity=identity, allow=admission, handler=handler, ways=ways())
 
 
 async def fetch(plane: TensorPlane, vault: Address, job: str, name: str, generation: int = 0) -> memoryview:

@@ -16,12 +16,14 @@ from medley.transports.tensors.contract import (
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.partfile import FilePart
 from medley.transports.tensors.plane import TensorPlane
+from medley.transports.tensors.ways import Detour, Transport, Ways
 from medley.transports.tensors.wire import Header, Kind, digest_of
 
 __all__ = [
     "Accept",
     "Already",
     "Curve",
+    "Detour",
     "FilePart",
     "Header",
     "Keeper",
@@ -32,5 +34,7 @@ __all__ = [
     "Refused",
     "Source",
     "TensorPlane",
+    "Transport",
+    "Ways",
     "digest_of",
 ]

@@ -12,20 +12,23 @@ from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.links import IDLE_LINK_S, Dialled, dial
 from medley.transports.tensors.outbound import Attempt, Call
 from medley.transports.tensors.transfers import Host
+from medley.transports.tensors.ways import Choice, Way, Ways
 
 
 class Dialling:
     """One connection a peer, any number of calls on it. Lives on the I/O thread."""
 
-    def __init__(self, host: Host, context: zmq.Context[zmq.Socket[bytes]], identity: Curve | None) -> None:
+    def __init__(self, host: Host, context: zmq.Context[zmq.Socket[bytes]], identity: Curve | None, ways: Ways) -> None:
         self._host, self._context, self._identity = host, context, identity
+        self._choice = Choice(ways)
         self._dialled: dict[Peer, Dialled] = {}
+        self._probes: dict[Peer, Dialled] = {}  # direct connections beside relayed ones, to see whether they stand
         self._calls: dict[Call, None] = {}
         self._revoked: set[bytes] = set()
         self._next_transfer = 1
 
     def connections(self) -> Iterator[Dialled]:
-        return iter(list(self._dialled.values()))
+        return iter([*self._dialled.values(), *self._probes.values()])
 
     def call(self, peer: Peer, make: Callable[[Attempt], Call], now: float) -> Call:
         """Start a call, opening a connection where none is. `zmq.ZMQError` when no socket can be had."""
@@ -49,7 +52,7 @@ class Dialling:
             call.fail(Refused("this peer's key was revoked"))
             self._calls.pop(call, None)
         for peer in [peer for peer in self._dialled if peer.public_key == key]:
-            self._dialled.pop(peer).close()
+            self._hang_up(peer)
 
     def admit(self, key: bytes) -> None:
         self._revoked.discard(key)
@@ -76,8 +79,8 @@ class Dialling:
             call.fail(error)
 
     def close(self) -> None:
-        for dialled in self._dialled.values():
-            dialled.close()
+        for peer in list(self._dialled):
+            self._hang_up(peer)
 
     def watch(self, dialled: Dialled, now: float) -> None:
         """Read what the monitor of a connection has to tell."""
@@ -91,16 +94,29 @@ class Dialling:
     def _dial(self, peer: Peer, now: float) -> Dialled:
         dialled = self._dialled.get(peer)
         if dialled is None:
-            dialled = dial(self._context, peer, self._identity, self._host.limits, self._host.counters)
-            dialled.link.heard_at = now
-            self._dialled[peer] = dialled
+            dialled = self._dialled[peer] = self._connect(peer, self._choice.first(peer, now), now)
         return dialled
+
+    def _connect(self, peer: Peer, way: Way, now: float) -> Dialled:
+        detour = self._choice.ways.detour
+        dialled = dial(self._context, peer, self._identity, self._host.limits, self._host.counters, way, detour)
+        dialled.link.heard_at = now
+        return dialled
+
+    def _hang_up(self, peer: Peer) -> None:
+        self._dialled.pop(peer).close()
+        probe = self._probes.pop(peer, None)
+        if probe is not None:
+            probe.close()
 
     def _happened(self, dialled: Dialled, event: int, now: float) -> None:
         match event:
+            case zmq.EVENT_CONNECTED:
+                self._choice.met(dialled.way, now)
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 dialled.up, dialled.remake_at, dialled.failures = True, None, 0
                 dialled.why = "it does not answer"
+                self._stands(dialled, now)
             case zmq.EVENT_DISCONNECTED:
                 self._lose(dialled, now)
                 dialled.why = "the connection is lost and does not come back"
@@ -108,11 +124,22 @@ class Dialling:
                 dialled.failures += 1
                 dialled.remake_at = now + min(1.0, 0.1 * 2**dialled.failures)
                 dialled.why = "the handshake fails (is our key admitted there, and is theirs the right one?)"
+                # Whoever refuses our key is the right one; whoever cannot answer at all is somebody else.
+                dialled.way.wrong = event != zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+    def _stands(self, dialled: Dialled, now: float) -> None:
+        self._choice.stands(dialled.peer, dialled.way, now)
+        self._host.counters["connections_relayed" if dialled.way.relayed else "connections_direct"] += 1
+        if self._probes.get(dialled.peer) is dialled:
+            relayed = self._dialled[dialled.peer]
+            self._lose(relayed, now)
+            self._replace(relayed, self._probes.pop(dialled.peer))
 
     def _lose(self, dialled: Dialled, now: float) -> None:
         if dialled.up:
             self._host.counters["connections_lost"] += 1
         dialled.up = False
+        dialled.way.again(now)
         dialled.link.outbox.clear()
         for transfer in list(dialled.link.transfers.values()):
             transfer.cut(now)
@@ -122,18 +149,36 @@ class Dialling:
         silence_s = now - dialled.link.heard_at
         dead = dialled.link.lost or (dialled.suspect and silence_s > self._host.limits.floor_s)
         dialled.suspect = False
-        if dialled.remake_at is not None and now >= dialled.remake_at and not dialled.up:
-            self._remake(dialled)
+        other = None if dialled.up or not used else self._choice.other(dialled.way, now)
+        if other is not None:
+            self._replace(dialled, self._connect(dialled.peer, other, now))
+        elif dialled.remake_at is not None and now >= dialled.remake_at and not dialled.up:
+            self._remake(dialled, now)
         elif dead or (not used and silence_s > IDLE_LINK_S):
             self._lose(dialled, now)
             if used:
-                self._remake(dialled)
+                self._remake(dialled, now)
             else:
-                self._dialled.pop(dialled.peer).close()
+                self._hang_up(dialled.peer)
+        elif used and dialled.up:
+            self._tick_probe(dialled, now)
 
-    def _remake(self, dialled: Dialled) -> None:
+    def _tick_probe(self, dialled: Dialled, now: float) -> None:
+        """A relayed peer is tried directly from time to time; whichever connection stands then is the one."""
+        probe = self._probes.get(dialled.peer)
+        if probe is not None and self._choice.other(probe.way, now) is not None:
+            self._probes.pop(dialled.peer).close()
+        elif probe is None and self._choice.worth_a_probe(dialled.peer, dialled.way, now):
+            self._probes[dialled.peer] = self._connect(dialled.peer, Way("", now), now)
+
+    def _remake(self, dialled: Dialled, now: float) -> None:
         """A socket that ZAP refused never tries again by itself: make it anew for the calls that wait."""
-        fresh = dial(self._context, dialled.peer, self._identity, self._host.limits, self._host.counters)
-        dialled.close()
+        fresh = self._connect(dialled.peer, dialled.way, now)
         fresh.link.pace, fresh.link.heard_at = dialled.link.pace, dialled.link.heard_at
-        dialled.link, dialled.monitor, dialled.remake_at = fresh.link, fresh.monitor, None
+        self._replace(dialled, fresh)
+
+    def _replace(self, dialled: Dialled, fresh: Dialled) -> None:
+        """The calls that use `dialled` go on over another socket."""
+        dialled.close()
+        dialled.link, dialled.monitor, dialled.way = fresh.link, fresh.monitor, fresh.way
+        dialled.up, dialled.remake_at = fresh.up, None

@@ -25,6 +25,7 @@ from medley.transports.tensors.links import Link, bound
 from medley.transports.tensors.outbound import Attempt, Call
 from medley.transports.tensors.refusals import Refusals
 from medley.transports.tensors.transfers import Host, Transfer
+from medley.transports.tensors.ways import Ways
 from medley.transports.tensors.wire import (
     BODY_NBYTES_MAX,
     Frame,
@@ -51,6 +52,7 @@ class Engine:
         allow: Callable[[bytes], bool] | None,
         limits: Limits,
         handler: Keeper,
+        ways: Ways,
         ask: Ask,
         tell: Callable[[Callable[[], None]], None],
         ended: Callable[[], None],
@@ -58,6 +60,7 @@ class Engine:
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._identity, self._allow, self._limits, self._handler = identity, allow, limits, handler
+        self._ways = ways
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dirty: dict[Transfer, None] = {}
         self._load: Counter[str] = Counter()
@@ -89,7 +92,7 @@ class Engine:
         self._refusals = Refusals(self._router, self.counters)
         self._router.bind(endpoint)
         self._arrivals = Arrivals(self._host, self._handler, self._router, self._identity is not None)
-        self._dialling = Dialling(self._host, self._context, self._identity)
+        self._dialling = Dialling(self._host, self._context, self._identity, self._ways)
         self._wake_out, self._wake_in = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._wake_in.bind("inproc://wake")
         self._wake_out.connect("inproc://wake")

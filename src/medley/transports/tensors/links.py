@@ -15,6 +15,7 @@ import zmq
 from medley.transports.tensors.contract import Buffer, Limits, Peer
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.pace import Pace
+from medley.transports.tensors.ways import Detour, Way
 from medley.transports.tensors.wire import BODY_NBYTES_MAX, HEADER_NBYTES, Flag, Frame, Type
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ OUTBOX_FRAMES = 4096
 IDLE_LINK_S = 60.0
 ZERO_COPY_NBYTES = 64 * 1024
 EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -113,6 +115,7 @@ class Dialled:
     peer: Peer
     link: Link
     monitor: zmq.Socket[bytes]
+    way: Way
     up: bool = False
     remake_at: float | None = None
     failures: int = 0
@@ -131,6 +134,8 @@ def dial(
     identity: Curve | None,
     limits: Limits,
     counters: Counter[str],
+    way: Way,
+    detour: Detour | None,
 ) -> Dialled:
     """Connect a DEALER to `peer`. Nothing is queued before the handshake is done (IMMEDIATE)."""
     socket = context.socket(zmq.DEALER)
@@ -142,6 +147,11 @@ def dial(
     if identity is not None and peer.public_key is not None:
         identity.apply_as_client(socket, peer.public_key)
     monitor = socket.get_monitor_socket(EVENTS)
-    socket.ipv6 = "[" in peer.endpoint
-    socket.connect(peer.endpoint)
-    return Dialled(peer, Link(socket, (), peer.public_key or b"", counters), monitor)
+    if way.relayed:
+        assert detour is not None
+        socket.setsockopt_string(zmq.SOCKS_PROXY, detour.proxy)
+        socket.connect(detour.named(peer, way.why))
+    else:
+        socket.ipv6 = "[" in peer.endpoint
+        socket.connect(peer.endpoint)
+    return Dialled(peer, Link(socket, (), peer.public_key or b"", counters), monitor, way)

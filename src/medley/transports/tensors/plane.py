@@ -27,6 +27,7 @@ from medley.transports.tensors.engine import Engine
 from medley.transports.tensors.flow import Gather, as_bytes_view
 from medley.transports.tensors.heap import keep_freed_chunks
 from medley.transports.tensors.outbound import Attempt, Call, Get, Progress, Put
+from medley.transports.tensors.ways import Ways
 from medley.transports.tensors.wire import Header
 
 _ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
@@ -41,7 +42,9 @@ Into = Buffer | Callable[[int], Buffer]
 class TensorPlane:
     """One endpoint. Open it with `await TensorPlane.open(...)`, use it from that event loop only, close it once."""
 
-    def __init__(self, identity: Curve | None, limits: Limits, allow: Allow | None, handler: Keeper) -> None:
+    def __init__(
+        self, identity: Curve | None, limits: Limits, allow: Allow | None, handler: Keeper, ways: Ways
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._work: asyncio.Queue[tuple[Work, Then] | None] = asyncio.Queue()
         self._identity = identity
@@ -51,6 +54,7 @@ class TensorPlane:
             allow=allow,
             limits=limits,
             handler=handler,
+            ways=ways,
             ask=self._ask,
             tell=self._tell,
             ended=self._ended,
@@ -71,17 +75,19 @@ class TensorPlane:
         limits: Limits | None = None,
         allow: Allow | None = None,
         handler: Keeper,
+        ways: Ways | None = None,
     ) -> Self:
         """Bind `host:port` (0: any free port) and serve `handler`.
 
         Without an identity nothing is encrypted and nobody is authenticated, so only a loopback address is
         served. `allow(public_key)` admits a connecting key; it runs on the I/O thread and must be quick. None
-        admits nobody. Raises `UserError` for an address that cannot be served.
+        admits nobody. `ways` says how peers are reached; None: directly. Raises `UserError` for an address that
+        cannot be served.
         """
         if identity is None and not is_loopback(host):
             raise UserError(f"the tensor plane serves {host} only with a CURVE identity; without one use 127.0.0.1")
         keep_freed_chunks()
-        plane = cls(identity, limits or Limits(), allow, handler)
+        plane = cls(identity, limits or Limits(), allow, handler, ways or Ways())
         bracketed = f"[{host}]" if ":" in host else host
         try:
             plane.endpoint = plane._engine.bind(f"tcp://{bracketed}:{port or '*'}")

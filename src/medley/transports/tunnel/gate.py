@@ -32,9 +32,15 @@ Own = Callable[[str], tuple[str, int] | None]
 class Gate:
     """Open it with `async with`; `proxy` and `secret` are for the engines."""
 
-    def __init__(self, line: Line, own: Own, limits: Limits | None = None) -> None:
-        """`own(name)` is where an engine of this node listens, None for any other."""
-        self._line, self._own, self._limits = line, own, limits or Limits()
+    def __init__(
+        self,
+        line: Line,
+        own: Own,
+        piped: Callable[[str, Why], None] = lambda name, why: None,
+        limits: Limits | None = None,
+    ) -> None:
+        """`own(name)` is where an engine of this node listens, None for any other. `piped` hears of relayed ones."""
+        self._line, self._own, self._piped, self._limits = line, own, piped, limits or Limits()
         self._server: asyncio.Server | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._open = 0
@@ -97,6 +103,7 @@ class Gate:
                 other.close()
             return
         async with self._line.open(name, why) as call:
+            self._piped(name, why)
             await self._joined(engine, CallEnd(call, self._limits))
 
     async def _joined(self, engine: SocketEnd, other: End) -> None:

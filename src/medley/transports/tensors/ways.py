@@ -1,0 +1,140 @@
+"""Which way a connection takes to its peer: directly, or by a detour for peers that cannot be reached.
+
+In `auto` the direct way comes first and is given up by what is measured: a TCP connection that does not stand after
+four times what connections usually take (and a lost packet), or a handshake with somebody else. When the detour fails
+too it is the direct way's turn again. What was learnt of a host is remembered for a while; a detour that works is
+compared with the direct way from time to time. Pure choices over times that are passed in; sockets are `dialling`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medley.transports.tensors.contract import Peer
+
+Transport = Literal["auto", "direct", "grpc"]
+ASKED, SILENT, WRONG = "asked", "silent", "wrong"  # why a detour is taken
+
+LOST_PACKET_S = 1.0  # before TCP sends its first packet again
+PATIENCE_MIN_S, PATIENCE_MAX_S = 1.25, 3.0
+USUAL_FIRST_S = 0.1
+HANDSHAKE_S = 4.0
+DETOUR_S = 4.0
+REMEMBERED_S = 300.0
+HOSTS_MAX = 4096
+PROBE_FIRST_S, PROBE_LAST_S = 60.0, 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """`proxy` is the host:port of a SOCKS5 proxy on loopback; `named(peer, why)` the endpoint to ask it for."""
+
+    proxy: str
+    named: Callable[[Peer, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What this machine may use. Without a detour every way is direct."""
+
+    transport: Transport = "auto"
+    detour: Detour | None = None
+
+
+@dataclass(slots=True)
+class Way:
+    """The way of one connection: since when it is tried, when TCP stood, what became of it. `why`: of a detour."""
+
+    why: str
+    since: float
+    met_at: float = 0.0
+    stood: bool = False
+    wrong: bool = False
+
+    @property
+    def relayed(self) -> bool:
+        return bool(self.why)
+
+    def again(self, now: float) -> None:
+        """The connection was lost, or is made anew."""
+        self.since, self.met_at = now, 0.0
+
+
+@dataclass(slots=True)
+class _Known:
+    until: float
+    probe_s: float = PROBE_FIRST_S
+    probe_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Choice:
+    """What one plane has learnt."""
+
+    ways: Ways
+    usual_s: float = USUAL_FIRST_S
+    relayed: dict[str, _Known] = field(default_factory=dict)
+
+    def first(self, peer: Peer, now: float) -> Way:
+        """The way to begin with."""
+        if self.ways.detour is None or self.ways.transport == "direct":
+            return Way("", now)
+        if self.ways.transport == "grpc":
+            return Way(ASKED, now)
+        known = self.relayed.get(_host(peer))
+        return Way(SILENT if known is not None and now < known.until else "", now)
+
+    def other(self, way: Way, now: float) -> Way | None:
+        """The way to try now instead, or None while this one deserves more time."""
+        if self.ways.detour is None or self.ways.transport != "auto" or now - way.since < self._patience_s(way):
+            return None
+        if way.relayed:
+            return Way("", now)
+        return Way(WRONG if way.wrong or way.met_at else SILENT, now)
+
+    def met(self, way: Way, now: float) -> None:
+        """TCP stands."""
+        way.met_at = now
+        if not way.relayed:
+            # quick to learn that connections are slow, slow to forget it
+            took_s = now - way.since
+            self.usual_s = max(took_s, 0.9 * self.usual_s + 0.1 * took_s)
+
+    def stands(self, peer: Peer, way: Way, now: float) -> None:
+        """The handshake is done."""
+        way.stood, way.wrong = True, False
+        host = _host(peer)
+        if not way.relayed:
+            self.relayed.pop(host, None)
+        elif self.ways.transport == "auto":
+            if len(self.relayed) >= HOSTS_MAX:
+                self.relayed.clear()
+            known = self.relayed.setdefault(host, _Known(0.0))
+            known.until = now + REMEMBERED_S
+            known.probe_at = now + known.probe_s
+
+    def worth_a_probe(self, peer: Peer, way: Way, now: float) -> bool:
+        """Whether to see if a relayed peer can be reached directly by now; asking counts as having tried."""
+        known = self.relayed.get(_host(peer)) if way.relayed and self.ways.transport == "auto" else None
+        if known is None or now < known.probe_at:
+            return False
+        known.probe_s = min(2 * known.probe_s, PROBE_LAST_S)
+        known.probe_at, known.until = now + known.probe_s, now + REMEMBERED_S
+        return True
+
+    def _patience_s(self, way: Way) -> float:
+        if way.wrong:
+            return 0.0
+        if way.relayed:
+            return DETOUR_S
+        if way.met_at:
+            return HANDSHAKE_S
+        if way.stood:
+            return PATIENCE_MAX_S
+        return min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, LOST_PACKET_S + 4 * self.usual_s))
+
+
+def _host(peer: Peer) -> str:
+    return peer.endpoint.rpartition(":")[0]
