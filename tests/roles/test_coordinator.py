@@ -35,13 +35,15 @@ def test_a_second_job_waits_and_leaves_the_vault_alone() -> None:
     assert not commands(stage.handle(Submit("k", SPEC, 2)))
     assert states(stage) == {JOB: "running", "k": "queued"}
     stage.handle(EngineSaid(e.PeersKnown(stage.coordinator.runs[JOB].ctx.roster.keys_number)))
-    assert stage.coordinator.runs["k"].ctx.roster.vault_number == -1
+    assert not stage.coordinator.runs["k"].ctx.roster.addresses
 
-    for worker in ("w1", "w2"):
-        stage.handle(Heard(worker, m.LeaseFailed(JOB, 1, (), "its task is wrong", True)))
-    effects = stage.handle(Tick(0))
-    assert states(stage) == {JOB: "failed", "k": "preparing"}
+    effects = stage.handle(Heard("w1", m.LeaseFailed(JOB, 1, (), "its task is wrong", True)))
+    assert states(stage) == {JOB: "running", "k": "preparing"}, "what the first cannot use goes to the next"
     assert any(isinstance(c, e.PrepareJob) and c.job == "k" for c in commands(effects))
+    stage.handle(Heard("w2", m.LeaseFailed(JOB, 1, (), "its task is wrong", True)))
+    stage.handle(Tick(0))
+    assert states(stage) == {JOB: "failed", "k": "preparing"}
+    assert stage.coordinator.runs["k"].ctx.allotted == {"w1", "w2"}
 
 
 def test_a_job_that_failed_while_it_was_prepared_is_prepared_again_when_resumed() -> None:

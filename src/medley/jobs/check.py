@@ -65,6 +65,12 @@ _RANGES: tuple[tuple[str, str, float, float, str], ...] = (
     ("checkpoint.every_s", "[", 0, _INF, ")"),
     ("checkpoint.every_commits", "[", 0, _INF, ")"),
     ("checkpoint.keep", "[", 1, 50, "]"),
+    ("schedule.priority", "[", -100, 100, "]"),
+    ("schedule.weight", "(", 0, 1000, "]"),
+    ("schedule.workers_min", "[", 1, 100_000, "]"),
+    ("schedule.workers_max", "[", 0, 100_000, "]"),
+    ("schedule.memory_gib", "[", 0, 65536, "]"),
+    ("schedule.deadline_minutes", "[", 0, _INF, ")"),
 )
 
 
@@ -204,6 +210,22 @@ def _modes(spec: JobSpec) -> Iterator[str]:
         )
 
 
+def _schedule(spec: JobSpec) -> Iterator[str]:
+    own = spec.schedule
+    if own.queue and not _NAME.fullmatch(own.queue):
+        yield f"schedule.queue is '{own.queue[:70]}', but must be 1 to 63 letters, digits, '.', '_' and '-'"
+    if 0 < own.workers_max < own.workers_min:
+        yield (
+            f"schedule.workers_max is {own.workers_max}, but the job begins with workers_min, {own.workers_min}: "
+            "raise the one or lower the other"
+        )
+    if 0 < own.workers_max < spec.placement.replication and spec.placement.replication == 2:
+        yield (
+            "schedule.workers_max is 1, but placement.replication is 2, which needs two machines: "
+            "raise the one or lower the other"
+        )
+
+
 def _deterministic(spec: JobSpec) -> Iterator[str]:
     train = spec.train
     if not train.deterministic:
@@ -247,5 +269,6 @@ _RULES: tuple[Callable[[JobSpec], Iterator[str]], ...] = (
     _optimizer,
     _modes,
     _deterministic,
+    _schedule,
     _network,
 )

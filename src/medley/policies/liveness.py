@@ -12,4 +12,10 @@ SILENCE_FLOOR_NS = 5 * NS_PER_S
 
 def silent_too_long(intervals_ns: Sequence[int], since_last_ns: int) -> bool:
     """True once a connected node has been quiet for far longer than it ever is."""
-    return since_last_ns > max(SILENCE_FLOOR_NS, 3 * allowance_ns(intervals_ns, 8.0) if len(intervals_ns) >= 3 else 0)
+    return since_last_ns > limit_ns(intervals_ns)
+
+
+def limit_ns(intervals_ns: Sequence[int], heartbeat_ns: int = NS_PER_S) -> int:
+    """How long a node may be quiet; five heartbeats until its own habits are known."""
+    floor_ns = max(SILENCE_FLOOR_NS, 5 * heartbeat_ns)
+    return max(floor_ns, 3 * allowance_ns(intervals_ns, 8.0)) if len(intervals_ns) >= 3 else floor_ns

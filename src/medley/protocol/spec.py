@@ -144,6 +144,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """What a job asks of the pool's scheduler, and what it bears. `fifo` heeds all but priority, weight and deadline."""
+
+    priority: int = 0  # higher goes first; a job that waits rises by one a minute
+    weight: float = 1.0  # its share beside jobs of the same priority
+    queue: str = ""  # jobs of one queue share one quota (see `medley up --quota`)
+    workers_min: int = 1  # it begins with so many machines or not at all
+    workers_max: int = 0  # 0: all that there are
+    memory_gib: float = 0.0  # that each machine must have; 0: any will do
+    preemptible: bool = True  # False: nothing is taken from it once it runs
+    deadline_minutes: float = 0.0  # after submission; the nearer, the more urgent; 0: none
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """A training job."""
 
@@ -155,4 +169,5 @@ class JobSpec:
     train: Train = field(default_factory=Train)
     placement: Placement = field(default_factory=Placement)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    schedule: Schedule = field(default_factory=Schedule)
     network: Network = field(default_factory=Network)

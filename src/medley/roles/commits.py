@@ -87,6 +87,7 @@ def _measure_speed(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int)
         ctx.lease_times_ns.append(now_ns - begun[0])
     if report.seconds > 0:
         seen = report.tokens / report.seconds
+        ctx.measured(node, seen, now_ns - begun[0] if begun else 0)
         worker.tokens_per_s = seen if worker.tokens_per_s == 0 else 0.8 * worker.tokens_per_s + 0.2 * seen
 
 

@@ -14,15 +14,16 @@ from medley.protocol.engine import Command
 from medley.protocol.ids import NS_PER_S, Generation, JobId, LeaseId, NodeId, Version
 from medley.protocol.messages import Address, Capability, Drop, PartWritten, Pin, ToNode, Unpin
 from medley.protocol.plan import Plan
-from medley.protocol.records import JobRecord
+from medley.protocol.records import JobRecord, Placed, Promoted
 from medley.roles.ledger import LedgerState
-from medley.roles.roster import Roster, replica_nodes
+from medley.roles.roster import KeyLists, Roster, replica_nodes
 from medley.roles.state import RunState, apply
 
 NOWHERE = Address("", "")
 CHECKPOINT, MEASUREMENT = "checkpoint", "measurement"  # who pins versions, besides nodes
 SHARD_PATIENCE_NS = 5 * NS_PER_S  # a shard's machine may restart for so long before another one takes its place
 
+NEWS = 0.25  # a speed that moved by so much may change who gets which machine
 BACKUP_PATIENCE_NS = 3 * NS_PER_S // 2  # ... where a backup could take over
 
 
@@ -38,6 +39,26 @@ class NodeView:
     lost_ns: int = 0
     given_up: bool = False
     revoked: bool = False
+    job: JobId = ""  # which it works for
+    tokens_per_s: float = 0.0  # moving averages over all jobs, 0 until something was measured
+    work_per_s: float = 0.0  # tokens/s times parameters
+    step_ns: int = 0
+    told_per_s: float = 0.0  # the work_per_s that the scheduler has seen
+
+    @property
+    def keeper(self) -> bool:
+        """It only holds parameters, of any number of jobs at once."""
+        return self.capability.shard and not self.capability.worker
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the runs of one coordinator share besides the machines."""
+
+    lists: KeyLists = field(default_factory=KeyLists)
+    keepers: dict[NodeId, NodeView] = field(default_factory=dict)
+    hosting: dict[NodeId, dict[JobId, int]] = field(default_factory=dict)  # replicas on each machine
+    changed: bool = True  # something that the scheduler should know has happened
 
 
 @dataclass(slots=True)
@@ -51,20 +72,28 @@ class Saving:
 
 @dataclass(slots=True)
 class Context:
-    """One run, between two events. `pool` is shared with the coordinator."""
+    """One run, between two events. `pool` and `shared` are the coordinator's."""
 
     state: RunState
     pool: dict[NodeId, NodeView]
     vault: Address = NOWHERE
     wall_ns: int = 0
+    shared: Shared = field(default_factory=Shared)
+    allotted: set[NodeId] = field(default_factory=set)  # the machines that train it
+    been: set[NodeId] = field(default_factory=set)  # ... and those that ever did
+    hosts: set[NodeId] = field(default_factory=set)  # counted in `shared.hosting`
     roster: Roster = field(default_factory=Roster)
     out: list[Effect] = field(default_factory=list)
     plan: Plan | None = None
     pins: dict[Version, set[str]] = field(default_factory=dict)
     lost_shards: dict[tuple[NodeId, int], str] = field(default_factory=dict)
+    reload: bool = False  # what was lost is loaded anew, even if a machine says that it has it still
     broken_ns: int = 0
     began_ns: int = 0  # when this coordinator began with this run
     stopping: bool = False
+    moving: bool = False  # shards go to other machines at the next checkpoint
+    leaving: str = ""  # it gives up all machines at the next checkpoint, and why
+    leaving_ns: int = 0
     hung_checked_ns: int = 0
     seeding: int = -1  # the shard that gets a new backup
     seeded_ns: int = 0
@@ -76,6 +105,7 @@ class Context:
     failures: dict[tuple[int, int], int] = field(default_factory=dict)  # of a span: (epoch, start)
     granted_ns: dict[LeaseId, int] = field(default_factory=dict)
     not_finite: int = 0
+    parameters: int = 0
     engines_ended: int = 0  # of workers, since the last commit
     measure_failures: int = 0
     saving: Saving | None = None
@@ -115,6 +145,8 @@ class Context:
         self.out.append(Persist(stream(self.job), record))
         keep = self.plan.spec.checkpoint.keep if self.plan is not None else 1
         apply(self.state, record, keep)
+        if isinstance(record, Placed | Promoted):
+            self.count_replicas()
 
     def send(self, node: NodeId, message: ToNode) -> None:
         """To a node that is there; another one is told everything that still matters when it says Hello."""
@@ -130,7 +162,49 @@ class Context:
             self.explained[subject] = text
             self.out.append(Explain(subject, text))
 
+    # -- machines ---------------------------------------------------------------------------------------------
+
+    def taken(self, node: NodeId) -> bool:
+        """It is here, and trains for somebody else."""
+        view = self.pool.get(node)
+        return view is not None and view.connected and not view.keeper and view.job not in ("", self.job)
+
+    def count_replicas(self) -> None:
+        """Tell everybody which machines hold how much of this job."""
+        hosting, job = self.shared.hosting, self.job
+        held: dict[NodeId, int] = {}
+        for node in (n for p in self.state.places for n in replica_nodes(p)):
+            held[node] = held.get(node, 0) + 1
+        for node in self.hosts - held.keys():
+            hosting[node].pop(job, None)
+        for node, count in held.items():
+            hosting.setdefault(node, {})[job] = count
+        self.hosts = set(held)
+
+    def forget_replicas(self) -> None:
+        for node in self.hosts:
+            self.shared.hosting[node].pop(self.job, None)
+        self.hosts = set()
+
     # -- workers ----------------------------------------------------------------------------------------------
+
+    def measured(self, node: NodeId, tokens_per_s: float, lease_ns: int) -> None:
+        """What this machine can do, for the scheduler; it is asked again when that is news."""
+        view = self.pool.get(node)
+        if view is None or tokens_per_s <= 0:
+            return
+        work = tokens_per_s * max(1, self.work)
+        view.tokens_per_s = _average(view.tokens_per_s, tokens_per_s)
+        view.work_per_s = _average(view.work_per_s, work)
+        view.step_ns = int(_average(view.step_ns, lease_ns)) if lease_ns else view.step_ns
+        if abs(view.work_per_s - view.told_per_s) > NEWS * view.told_per_s:
+            self.shared.changed = True
+
+    @property
+    def work(self) -> int:
+        """Trained parameters: what one token costs, as far as the plan tells."""
+        self.parameters = self.parameters or sum(tensor.numel for tensor in self.prepared.tensors)
+        return self.parameters
 
     def unfit_reason(self, node: NodeId) -> str:
         """Why this machine, in its present life, cannot train this job; empty if it may."""
@@ -142,7 +216,7 @@ class Context:
     @property
     def holding(self) -> bool:
         """No commits now: a checkpoint of the present version is on its way."""
-        return self.stopping or self.seeding >= 0
+        return self.stopping or self.moving or bool(self.leaving) or self.seeding >= 0
 
     def shards_ready(self) -> bool:
         """Every replica in the placement is loaded in this generation."""
@@ -190,6 +264,10 @@ class Context:
         for place in self.state.places:
             for node in replica_nodes(place):
                 self.send(node, Drop(self.job, self.generation, place.shard, (update,)))
+
+
+def _average(before: float, seen: float) -> float:
+    return seen if before == 0 else 0.8 * before + 0.2 * seen
 
 
 def stream(job: JobId) -> str:

@@ -1,17 +1,22 @@
-"""The coordinator: who is in the pool, which job has it, and every run's side of the conversation.
+"""The coordinator: who is in the pool, which machines each job has, and every run's side of the conversation.
 
-One job has the pool at a time; the others wait in the order of their submission. The coordinator is the only writer
-of the log. Its state is the fold of that log (`restore`), plus what nodes say of themselves when they (re)connect.
+Which machines a job may use its scheduler decides (`allotment`); a run sees only those. The coordinator is the only
+writer of the log. Its state is the fold of that log (`restore`), plus what nodes say of themselves when they
+(re)connect. An event touches the runs that it concerns; a tick touches those that were not touched for longest.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
+from itertools import islice
 from typing import assert_never
 
-from medley.policies.liveness import silent_too_long
+from medley.policies.liveness import limit_ns
+from medley.policies.scheduling.view import Allotment
 from medley.protocol.codec import parse
-from medley.protocol.effects import Close, Effect, Explain, Persist, Reject, Send
+from medley.protocol.effects import Close, Effect, Explain, Persist, Reject, Run, Send
 from medley.protocol.engine import (
     EngineExited,
     Exported,
@@ -21,6 +26,7 @@ from medley.protocol.engine import (
     PeersKnown,
     Report,
     Sealed,
+    SetPeers,
 )
 from medley.protocol.events import (
     Cancel,
@@ -34,7 +40,7 @@ from medley.protocol.events import (
     Submit,
     Tick,
 )
-from medley.protocol.ids import NS_PER_S, JobId, NodeId, Term
+from medley.protocol.ids import NS_PER_MS, NS_PER_S, JobId, NodeId, Term
 from medley.protocol.messages import Address, FromNode, Heartbeat, Hello, Refused, Welcome
 from medley.protocol.records import (
     JobRecord,
@@ -46,27 +52,49 @@ from medley.protocol.records import (
     TokenRedeemed,
 )
 from medley.roles import recovery
-from medley.roles.context import NodeView, stream
+from medley.roles.admission import Admission
+from medley.roles.allotment import AWAY_NS, Asking, PoolOptions
+from medley.roles.context import NodeView, Shared, stream
 from medley.roles.run import Run as TrainingRun
 from medley.roles.state import RunState
 
-HEARTBEAT_MS = 1000
 RECONNECT_NS = NS_PER_S // 2  # a stream that ended may come back within this before its leases are given away
+ROTA = 32  # runs that a tick advances at least, and one in fifty of many
 
 
 class Coordinator:
     """Pure: feed it events, execute its effects."""
 
-    def __init__(self, term: Term) -> None:
+    def __init__(self, term: Term, options: PoolOptions | None = None) -> None:
         self.term = term
+        self.options = options or PoolOptions()
         self.pool: dict[NodeId, NodeView] = {}
-        self.runs: dict[JobId, TrainingRun] = {}
-        self.active: JobId = ""
+        self.runs: dict[JobId, TrainingRun] = {}  # all that were ever submitted
+        self.working: dict[JobId, TrainingRun] = {}  # begun and not over; those advanced longest ago first
+        self.shared = Shared()
+        self.shared.lists.last = term << 32  # an answer to an earlier coordinator is not taken for one to this one
+        self.asking = Asking(self.options, self.pool, self.shared)
+        self.admission = Admission(self.shared.lists)
         self.revoked: dict[NodeId, str] = {}
         self.heartbeats: dict[NodeId, list[int]] = {}
+        self.why: dict[str, str] = {}  # the scheduler's newest sentence about a job or a machine
         self.stopping = False
         self.vault = Address("", "")
         self.wall_ns = 0
+        self.restored: dict[JobId, TrainingRun] = {}  # had begun before this coordinator's life, not yet in it
+        self.had: dict[NodeId, JobId] = {}  # machines of those that have not said Hello since
+        self._away: set[NodeId] = set()
+        self._gone: deque[tuple[int, NodeId]] = deque()  # when a machine that was given up stops being anybody's
+        self._began_ns = 0
+        self._watch: list[tuple[int, NodeId]] = []  # when to look whether a machine is silent
+        self._touched: dict[JobId, TrainingRun] = {}
+
+    @property
+    def active(self) -> JobId:
+        """The job that has machines for longest; empty while nobody works."""
+        line = self.working.values()
+        first = min(line, key=lambda run: (not run.ctx.allotted, run.since_ns, run.ctx.job), default=None)
+        return first.ctx.job if first is not None else ""
 
     # -- the fold ---------------------------------------------------------------------------------------------
 
@@ -75,17 +103,35 @@ class Coordinator:
         for name, record in records:
             match record:
                 case Submitted():
-                    self.runs[record.job] = TrainingRun(RunState(record.job, record.spec), self.pool)
+                    self.runs[record.job] = self._run(RunState(record.job, record.spec))
                     self.runs[record.job].fold(record)
                 case Snapshot():
                     state = parse(record.state, RunState)
-                    self.runs[state.job] = TrainingRun(state, self.pool)
+                    self.runs[state.job] = self._run(state)
                 case NodeRevoked():
                     self.revoked[record.node] = record.reason
                 case TokenCreated() | TokenRedeemed():
                     pass  # the door keeps its own fold
                 case _:
                     self.runs[name.removeprefix("job/")].fold(record)
+        for run in self.runs.values():
+            self._find_place(run)
+
+    def _run(self, state: RunState) -> TrainingRun:
+        return TrainingRun(state, self.pool, self.shared)
+
+    def _find_place(self, run: TrainingRun) -> None:
+        """After a restart: what it may begin with; its leases and shards say which machines a job had."""
+        if run.over:
+            run.rest()
+        elif run.state.state == "queued":
+            self.asking.wait(run, 0, 0)
+        else:
+            run.ctx.count_replicas()
+            self.restored[run.ctx.job] = run
+            leases = run.state.samples.leases.values() if run.state.samples is not None else ()
+            for node in sorted({*run.ctx.hosts, *(lease.node for lease in leases)}):
+                self.had.setdefault(node, run.ctx.job)
 
     def handle(self, event: CoordinatorEvent, now_ns: int) -> list[Effect]:
         match event:
@@ -98,11 +144,11 @@ class Coordinator:
             case EngineSaid(report):
                 out = self._engine_said(report, now_ns)
             case Submit():
-                out = self._submit(event)
+                out = self._submit(event, now_ns)
             case Cancel():
                 out = self._cancel(event)
             case Resume():
-                out = self._resume(event)
+                out = self._resume(event, now_ns)
             case Expel(node, reason):
                 out = self._revoke(node, reason, now_ns)
             case Stop():
@@ -111,25 +157,70 @@ class Coordinator:
                 assert_never(event)
         return [*out, *self._advance(now_ns)]
 
+    def _touch(self, job: JobId) -> TrainingRun | None:
+        """The run of this job, which acts on this event before it is over."""
+        run = self.runs.get(job)
+        if run is not None:
+            self._touched[job] = run
+            run.ctx.wall_ns = self.wall_ns
+        return run
+
+    def _touch_jobs_of(self, node: NodeId, named: Iterable[JobId] = ()) -> list[TrainingRun]:
+        """The runs that this machine has to do with, and those that it names."""
+        view = self.pool.get(node)
+        jobs = dict.fromkeys([*self.shared.hosting.get(node, ()), view.job if view is not None else "", *named])
+        return [run for job in sorted(jobs) if (run := self._touch(job)) is not None]
+
     # -- time ---------------------------------------------------------------------------------------------------
 
     def _tick(self, event: Tick, now_ns: int) -> list[Effect]:
         self.wall_ns = event.wall_ns
         out: list[Effect] = []
-        for view in list(self.pool.values()):
-            if view.connected and silent_too_long(self.heartbeats.get(view.node, []), now_ns - view.heard_ns):
-                silent_s = (now_ns - view.heard_ns) / NS_PER_S
-                out.append(Close(view.node, f"silent for {silent_s:.1f} s"))
-                out += self._lost(Lost(view.node, view.boot), now_ns)
-            elif not view.connected and view.lost_ns and now_ns - view.lost_ns > RECONNECT_NS:
-                out += self._give_up(view)
+        while self._watch and self._watch[0][0] < now_ns:
+            _, node = heappop(self._watch)
+            out += self._look_after(self.pool[node], now_ns)
+        for node in sorted(self._away):
+            if now_ns - self.pool[node].lost_ns > RECONNECT_NS:
+                out += self._give_up(self.pool[node])
+        self._forget_absent(now_ns)
+        for job in list(islice(self.working, max(ROTA, len(self.working) // 50))):
+            self._touch(job)
+        self.asking.rethink(len(self.working), now_ns)
+        if (command := self.admission.tick(self.vault)) is not None:
+            out.append(Run(command))
         return out
 
-    def _give_up(self, view: NodeView) -> list[Effect]:
-        if view.given_up:
+    def _forget_absent(self, now_ns: int) -> None:
+        """Machines that stay away are nobody's after a while, and what they had goes to others."""
+        self._began_ns = self._began_ns or now_ns
+        while self._gone and now_ns - self._gone[0][0] > AWAY_NS:
+            self._gone.popleft()
+            self.shared.changed = True
+        if self.had and now_ns - self._began_ns > AWAY_NS:
+            had, self.had = self.had, {}
+            for node, job in had.items():
+                run = self._touch(job)
+                if run is not None and not run.over:
+                    run.node_lost(node)
+
+    def _look_after(self, view: NodeView, now_ns: int) -> list[Effect]:
+        """A connected machine that is silent for too long is lost; else it is looked at again when it might be."""
+        if not view.connected:
             return []
+        patience_ns = limit_ns(self.heartbeats.get(view.node, []), self.options.heartbeat_ms * NS_PER_MS)
+        if now_ns - view.heard_ns <= patience_ns:
+            heappush(self._watch, (view.heard_ns + patience_ns, view.node))
+            return []
+        silent_s = (now_ns - view.heard_ns) / NS_PER_S
+        lost = self._lost(Lost(view.node, view.boot), now_ns)
+        return [Close(view.node, f"silent for {silent_s:.1f} s"), *lost]
+
+    def _give_up(self, view: NodeView) -> list[Effect]:
         view.given_up = True
-        for run in self.runs.values():
+        self._away.discard(view.node)
+        self._gone.append((view.lost_ns, view.node))
+        self.shared.changed = True
+        for run in self._touch_jobs_of(view.node):
             if not run.over:
                 run.node_lost(view.node)
         return [Explain(view.node, "lost: its connection ended and it did not come back in time")]
@@ -147,8 +238,8 @@ class Coordinator:
         if isinstance(message, Heartbeat):
             self._beat(view, now_ns)
         view.heard_ns = now_ns
-        for run in self.runs.values():
-            if isinstance(message, Heartbeat) or run.ctx.job == message.job:
+        for job in _jobs_in(message) if isinstance(message, Heartbeat) else (message.job,):
+            if (run := self._touch(job)) is not None:
                 run.heard(node, message, now_ns)
         return []
 
@@ -159,16 +250,44 @@ class Coordinator:
         known = self.pool.get(node)
         if known is not None:
             known.boot, known.capability = message.boot, message.capability
+            if not known.connected:
+                heappush(self._watch, (now_ns, node))
             known.connected, known.given_up, known.lost_ns, known.heard_ns = True, False, 0, now_ns
         else:
-            self.pool[node] = NodeView(node, message.boot, message.capability, True, now_ns)
-        for run in self.runs.values():
+            self.pool[node] = known = NodeView(node, message.boot, message.capability, True, now_ns)
+            heappush(self._watch, (now_ns, node))
+            self._recognise(known)
+        self._away.discard(node)
+        self.shared.keepers.pop(node, None)
+        if known.keeper:
+            self.shared.keepers[node] = known
+        self.shared.changed = True
+        self._take_back(known, message)
+        for run in self._touch_jobs_of(node, _jobs_in(message)):
             if run.ctx.plan is not None:
                 run.heard(node, message, now_ns)
         return [
-            Send(node, Welcome(self.term, HEARTBEAT_MS)),
+            Send(node, Welcome(self.term, self.options.heartbeat_ms)),
             Explain(node, f"joined: {_describe(message)}"),
         ]
+
+    def _recognise(self, view: NodeView) -> None:
+        """After a restart: the job whose leases or shards it had."""
+        run = self.runs.get(self.had.pop(view.node, ""))
+        if run is not None and view.capability.worker and not (run.over or run.state.state == "queued"):
+            view.job = run.ctx.job
+            run.ctx.allotted.add(view.node)
+
+    def _take_back(self, view: NodeView, message: Hello) -> None:
+        """A machine that says that it works for a job goes on with it, if nobody else has it now."""
+        for status in message.workers:
+            run = self.working.get(status.job) or self.restored.get(status.job)
+            if run is None or view.job or not view.capability.worker or run.ctx.unfit_reason(view.node):
+                continue
+            wanted = run.state.parsed_spec().schedule.workers_max
+            if not wanted or len(run.ctx.allotted) < wanted:
+                view.job = status.job
+                run.ctx.allotted.add(view.node)
 
     def _beat(self, view: NodeView, now_ns: int) -> None:
         intervals = self.heartbeats.setdefault(view.node, [])
@@ -180,6 +299,8 @@ class Coordinator:
         if view is None or view.boot != event.boot or not view.connected:
             return []
         view.connected, view.lost_ns = False, now_ns
+        self._away.add(view.node)
+        self._touch_jobs_of(view.node)
         return []
 
     def _revoke(self, node: NodeId, reason: str, now_ns: int) -> list[Effect]:
@@ -188,10 +309,13 @@ class Coordinator:
         view = self.pool.get(node)
         if view is not None:
             view.revoked, view.connected, view.given_up, view.lost_ns = True, False, True, now_ns
-        for job, run in self.runs.items():
+        self._away.discard(node)
+        self.shared.keepers.pop(node, None)
+        self.shared.changed = True
+        for run in self._touch_jobs_of(node):
             if not run.over:
                 run.node_lost(node)
-                recovery.expel(run.ctx, node, active=job == self.active)
+                recovery.expel(run.ctx, node, active=run.ctx.job in self.working)
         return [Close(node, f"{node} was revoked: {reason}"), Explain(node, f"revoked: {reason}")]
 
     # -- engines of the coordinator itself ----------------------------------------------------------------------
@@ -199,82 +323,191 @@ class Coordinator:
     def _engine_said(self, report: Report, now_ns: int) -> list[Effect]:
         match report:
             case Opened(address):
-                self.vault = address
-                if self.active in self.runs:
-                    self.runs[self.active].vault_opened(address)
+                return self._vault_opened(address)
             case EngineExited(reason):
                 return [Explain("vault", f"the vault ended and starts again: {reason}")]
-            case PeersKnown():
-                if self.active in self.runs:
-                    self.runs[self.active].engine_said(report, now_ns)
+            case PeersKnown(number):
+                for job in self.admission.acknowledged(number):
+                    self._touch(job)
             case JobPrepared(job) | Sealed(job) | Exported(job):
-                self.runs[job].engine_said(report, now_ns)
-            case Failed(_, subject) if subject in self.runs:
-                self.runs[subject].engine_said(report, now_ns)
+                if (run := self._touch(job)) is not None:
+                    run.engine_said(report, now_ns)
+            case Failed(_, subject) if (run := self._touch(subject)) is not None:
+                run.engine_said(report, now_ns)
             case _:
                 pass
         return []
 
+    def _vault_opened(self, address: Address) -> list[Effect]:
+        self.vault = address
+        self.shared.changed = True
+        self.admission.vault_opened()
+        for job, run in self.working.items():
+            self._touch(job)
+            run.vault_opened(address)
+        keys = self.admission.keys()
+        return [Run(SetPeers(self.shared.lists.last, keys, address))] if self.working else []
+
     # -- jobs ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, event: Submit) -> list[Effect]:
+    def _submit(self, event: Submit, now_ns: int) -> list[Effect]:
         if event.job in self.runs:
             return []
         record = Submitted(event.job, event.spec, event.wall_ns)
-        run = TrainingRun(RunState(event.job, event.spec), self.pool)
+        run = self._run(RunState(event.job, event.spec))
         run.fold(record)
         self.runs[event.job] = run
+        self.asking.wait(run, now_ns, self.wall_ns)
+        self.shared.changed = True
         return [Persist(stream(event.job), record), Explain(event.job, "submitted")]
 
     def _cancel(self, event: Cancel) -> list[Effect]:
         run = self.runs.get(event.job)
         if run is not None and not run.over:
+            self._touch(event.job)
             run.cancel()
         return []
 
-    def _resume(self, event: Resume) -> list[Effect]:
+    def _resume(self, event: Resume, now_ns: int) -> list[Effect]:
         """A cancelled or failed job goes on from its last checkpoint."""
         run = self.runs.get(event.job)
         if run is None or run.state.state not in ("cancelled", "failed"):
             return []
-        return run.resume()
+        run.ctx.wall_ns = self.wall_ns
+        out = run.resume()
+        run.since_ns = now_ns
+        self.asking.wait(run, now_ns, self.wall_ns)
+        self.shared.changed = True
+        return out
 
     def _stop(self) -> list[Effect]:
         """Save what is not saved; the host ends the process when `unsaved` is empty."""
         self.stopping = True
-        for run in self.runs.values():
+        for job, run in self.working.items():
             run.ctx.save_now = run.ctx.stopping = True
+            self._touch(job)
         return []
 
     def unsaved(self) -> list[JobId]:
         """Running jobs with commits that no checkpoint contains yet."""
-        run = self.runs.get(self.active)
-        return [self.active] if run is not None and run.unsaved() else []
+        return [job for job, run in self.working.items() if run.unsaved()]
+
+    # -- what follows ---------------------------------------------------------------------------------------------
 
     def _advance(self, now_ns: int) -> list[Effect]:
         out: list[Effect] = []
-        if not self.stopping:
-            out += self._choose()
-        for job, run in self.runs.items():
-            run.ctx.wall_ns = self.wall_ns
-            out += run.advance(now_ns) if job == self.active else run.take()
-        if self.active in self.runs and self.runs[self.active].over:
-            self.active = ""
+        if not self.stopping and self.asking.due(len(self.working), now_ns):
+            out += self._allot(now_ns)
+        touched, self._touched = self._touched, {}
+        for job, run in touched.items():
+            out += self._settled(job, run, now_ns)
         return out
 
-    def _choose(self) -> list[Effect]:
-        """The pool goes to the job that waits longest; one that ran before need not wait until the vault is open."""
-        if self.active:
-            return []
-        waiting = [r for r in self.runs.values() if not r.over and (self.vault.endpoint or r.state.state == "running")]
-        if not waiting:
-            return []
-        chosen = min(waiting, key=lambda r: (r.state.state == "queued", r.state.submitted_wall_ns, r.ctx.job))
-        self.active = chosen.ctx.job
-        return [
-            Explain(self.active, "it has the pool now: it waited longest"),
-            *chosen.begin(self.vault, self.term << 32),
-        ]
+    def _settled(self, job: JobId, run: TrainingRun, now_ns: int) -> list[Effect]:
+        """What a run does about what it heard, and where it stands afterwards."""
+        works = job in self.working
+        out = self._admit(job, run.advance(now_ns) if works else run.take())
+        if works:
+            self.working[job] = self.working.pop(job)
+        queued = run.state.state == "queued"
+        if (works and queued) or (run.over and (works or job in self.restored or job in self.asking.waits)):
+            self._gives_up(job, run, now_ns)
+        return out
+
+    def _gives_up(self, job: JobId, run: TrainingRun, now_ns: int) -> None:
+        """It is over, or back in the queue: its machines are free."""
+        for node in run.ctx.allotted:
+            if (view := self.pool.get(node)) is not None and view.job == job:
+                view.job = ""
+        run.ctx.allotted.clear()
+        self.admission.over(job)
+        self.shared.changed = True
+        if run.over:
+            self.asking.forget(job)
+            self.why.pop(job, None)
+            run.rest()
+        else:
+            run.since_ns = now_ns
+            self.asking.wait(run, now_ns, self.wall_ns)
+        self.working.pop(job, None)
+        self.restored.pop(job, None)
+
+    def _admit(self, job: JobId, effects: list[Effect]) -> list[Effect]:
+        """The vault hears one list for all runs, not one of each."""
+        out: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Run) and isinstance(effect.command, SetPeers):
+                said = effect.command
+                command = self.admission.said(job, said.number, said.keys, said.vault)
+                out += [Run(command)] if command is not None else []
+            else:
+                out.append(effect)
+        return out
+
+    # -- who has which machines -----------------------------------------------------------------------------------
+
+    def _allot(self, now_ns: int) -> list[Effect]:
+        """Ask the scheduler, and do what it says. One that ran before need not wait until the vault is open."""
+        vault = bool(self.vault.endpoint)
+        again = [run for run in self.restored.values() if vault or run.state.state == "running"]
+        allotment = self.asking.ask([*self.working.values(), *again], vault, now_ns, self.wall_ns)
+        out = self._explain(allotment)
+        having = {run.ctx.job: run for run in (*self.working.values(), *again)}
+        changed = {
+            job: wanted
+            for job in dict.fromkeys([*having, *allotment.nodes])
+            if (wanted := set(allotment.nodes.get(job, ()))) != self.runs[job].ctx.allotted or job not in self.working
+        }
+        self._hand_over(changed)
+        for job, wanted in changed.items():
+            if job in having:
+                self._reallot(self.runs[job], wanted, now_ns)
+        for job, wanted in changed.items():
+            if job in allotment.nodes and job not in self.working:
+                out += self._begin(job, wanted, now_ns)
+        return out
+
+    def _hand_over(self, changed: dict[JobId, set[NodeId]]) -> None:
+        """Note of each machine whom it works for now."""
+        for job, wanted in changed.items():
+            for node in self.runs[job].ctx.allotted - wanted:
+                if (view := self.pool.get(node)) is not None and view.job == job:
+                    view.job = ""
+        for job, wanted in changed.items():
+            for node in wanted:
+                self.pool[node].job = job
+
+    def _reallot(self, run: TrainingRun, wanted: set[NodeId], now_ns: int) -> None:
+        had = run.ctx.allotted
+        takers = sorted({self.pool[n].job for n in had - wanted if n in self.pool} - {""})
+        if bool(had) != bool(wanted):
+            run.since_ns = now_ns
+        run.allot(wanted, f"{', '.join(takers) or 'nobody'} has its machines now", now_ns)
+        self._touch(run.ctx.job)
+
+    def _begin(self, job: JobId, wanted: set[NodeId], now_ns: int) -> list[Effect]:
+        run = self.working[job] = self.runs[job]
+        self.restored.pop(job, None)
+        self.asking.leave(job)
+        self._touch(job)
+        run.since_ns = now_ns
+        run.ctx.allotted = set(wanted)
+        run.begin(self.vault)
+        return self._admit(job, run.take())
+
+    def _explain(self, allotment: Allotment) -> list[Effect]:
+        """Every sentence that is new."""
+        out: list[Effect] = []
+        for subject, text in (*allotment.jobs_why.items(), *allotment.nodes_why.items()):
+            if self.why.get(subject) != text:
+                self.why[subject] = text
+                out.append(Explain(subject, text))
+        return out
+
+
+def _jobs_in(message: Hello | Heartbeat) -> list[JobId]:
+    """The jobs that a machine says it works for or keeps parameters of."""
+    return list(dict.fromkeys([*(w.job for w in message.workers), *(s.job for s in message.shards)]))
 
 
 def _describe(message: Hello) -> str:

@@ -24,6 +24,7 @@ from medley.roles import commits, grants, recovery, saving
 from medley.roles.context import Context
 from medley.roles.roster import ReplicaView, WorkerView, replica_nodes
 
+IDLE = TERMINAL | {"queued"}  # nobody works for a job in one of these states
 RECENT_NS = 5 * NS_PER_S  # a heartbeat may cross a lease that was granted this lately
 
 
@@ -78,8 +79,11 @@ def lose_work(ctx: Context, node: NodeId, reason: str) -> None:
 
 
 def _compare_worker(ctx: Context, node: NodeId, status: WorkerStatus, fresh: bool, now_ns: int) -> None:
-    if ctx.state.state in TERMINAL:
+    if ctx.state.state in IDLE:
         ctx.send(node, Leave(ctx.job, status.generation, -1, ctx.state.state))
+        return
+    if node not in ctx.allotted:
+        ctx.send(node, Leave(ctx.job, status.generation, -1, "its machine is not this job's any more"))
         return
     if status.generation != ctx.generation:
         return
@@ -127,7 +131,7 @@ def _say_leases_again(ctx: Context, node: NodeId, missed: list[LeaseId]) -> None
 
 def _compare_shard(ctx: Context, node: NodeId, status: ShardStatus) -> None:
     placed = any(p.shard == status.shard and node in replica_nodes(p) for p in ctx.state.places)
-    if ctx.state.state in TERMINAL or not placed:
+    if ctx.state.state in IDLE or not placed:
         ctx.send(node, Leave(ctx.job, status.generation, status.shard, "it is held elsewhere"))
         return
     if status.generation != ctx.generation:
@@ -135,7 +139,7 @@ def _compare_shard(ctx: Context, node: NodeId, status: ShardStatus) -> None:
     key = (node, status.shard)
     staged = frozenset(h.update for h in status.staged)
     if key in ctx.lost_shards:
-        if not status.ready or not _reaches_present(ctx, status.version, staged):
+        if ctx.reload or not status.ready or not _reaches_present(ctx, status.version, staged):
             return
         del ctx.lost_shards[key]  # it was only away
     replica = ctx.roster.replicas.setdefault(key, ReplicaView(node, status.shard))

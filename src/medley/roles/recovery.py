@@ -46,7 +46,7 @@ def expel(ctx: Context, node: NodeId, *, active: bool) -> None:
             lose_shard(ctx, node, shard, f"{node} was revoked")
     for engine in [one for one in ctx.roster.addresses if one[0] == node]:
         ctx.roster.forget(engine)
-    ctx.roster.keys_number += 1
+    ctx.roster.keys_number = ctx.roster.lists.next()
     if active:
         ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), ctx.vault))
 
@@ -65,7 +65,7 @@ def _notice_absent_hosts(ctx: Context, now_ns: int) -> None:
 
 def _place(ctx: Context, now_ns: int) -> None:
     spec = ctx.prepared.spec.placement
-    hosts = _hosts(ctx)
+    hosts = hosts_of(ctx)
     decision = choose_hosts(hosts, spec.shards, spec.replication, {})
     ctx.broken_ns = ctx.broken_ns or now_ns
     early = now_ns - ctx.broken_ns < SHARD_PATIENCE_NS
@@ -77,7 +77,7 @@ def _place(ctx: Context, now_ns: int) -> None:
     places = tuple(ShardPlace(s, p, b, blocks[s]) for s, (p, b) in sorted(decision.plan.items()))
     ctx.persist(Placed(1, 0, places, decision.reason))
     ctx.explain(ctx.job, decision.reason)
-    _begin_generation(ctx, now_ns)
+    begin_generation(ctx, now_ns)
 
 
 def _promote(ctx: Context) -> None:
@@ -110,7 +110,7 @@ def _seed_backup(ctx: Context, now_ns: int) -> None:
     and nothing can be committed until it has said so, since a commit needs every replica.
     """
     alone = [p for p in ctx.state.places if not p.backup] if ctx.prepared.spec.placement.replication == 2 else []
-    spares = {h.node for h in _hosts(ctx)}
+    spares = {h.node for h in hosts_of(ctx)}
     alone = [p for p in alone if spares - {p.primary}]
     quiet = now_ns - ctx.seeded_ns > SHARD_PATIENCE_NS
     if not alone or ctx.state.state != "running" or not ctx.shards_ready() or not (quiet or ctx.seeding >= 0):
@@ -122,7 +122,7 @@ def _seed_backup(ctx: Context, now_ns: int) -> None:
         ctx.save_now = True
         return
     keep = {p.shard: (p.primary, p.backup) for p in ctx.state.places}
-    chosen = choose_hosts(_hosts(ctx), ctx.prepared.spec.placement.shards, 2, keep).plan
+    chosen = choose_hosts(hosts_of(ctx), ctx.prepared.spec.placement.shards, 2, keep).plan
     if chosen is None:
         return
     backup = chosen[place.shard][1]
@@ -135,13 +135,13 @@ def _seed_backup(ctx: Context, now_ns: int) -> None:
 def _roll_back(ctx: Context, now_ns: int) -> None:
     ctx.broken_ns = ctx.broken_ns or now_ns
     lost_hosts = {node for node, _ in ctx.lost_shards}
-    waiting = [n for n in sorted(lost_hosts) if not _is_host(ctx, n)]
+    waiting = [n for n in sorted(lost_hosts) if not _is_host(ctx, n) and not ctx.taken(n)]
     if waiting and now_ns - ctx.broken_ns < SHARD_PATIENCE_NS:
         ctx.explain(ctx.job, f"waits for {', '.join(waiting)} to return with its shard")
         return
     spec = ctx.prepared.spec.placement
     keep = {p.shard: (p.primary, p.backup) for p in ctx.state.places}
-    decision = choose_hosts(_hosts(ctx), spec.shards, spec.replication, keep)
+    decision = choose_hosts(hosts_of(ctx), spec.shards, spec.replication, keep)
     if decision.plan is None:
         ctx.explain(ctx.job, f"waits for machines: {decision.reason}")
         return
@@ -152,18 +152,17 @@ def _roll_back(ctx: Context, now_ns: int) -> None:
     places = tuple(ShardPlace(s, p, b, blocks[s]) for s, (p, b) in sorted(decision.plan.items()))
     ctx.persist(Placed(ctx.generation + 1, version, places, reason))
     ctx.explain(ctx.job, reason)
-    _begin_generation(ctx, now_ns)
+    begin_generation(ctx, now_ns)
 
 
-def _begin_generation(ctx: Context, now_ns: int) -> None:
+def begin_generation(ctx: Context, now_ns: int) -> None:
     """Nothing volatile survives a rollback, except where the engines listen."""
     old = ctx.roster
-    ctx.roster = Roster(
-        addresses=old.addresses, numbers=old.numbers, keys_number=old.keys_number, vault_number=old.vault_number
-    )
+    ctx.roster = Roster(addresses=old.addresses, numbers=old.numbers, keys_number=old.keys_number, lists=old.lists)
     ctx.forget_pins()
     ctx.saving = None
     ctx.lost_shards.clear()
+    ctx.reload = False
     ctx.broken_ns = 0
     ctx.round_size.clear()
     ctx.round_opened_ns = now_ns
@@ -180,16 +179,21 @@ def _enlist(ctx: Context) -> None:
             if key not in ctx.roster.replicas and key not in ctx.lost_shards and _connected(ctx, node):
                 ctx.roster.replicas[key] = ReplicaView(node, place.shard)
                 ctx.send(node, _shard_assignment(ctx, place))
-    for node, view in ctx.pool.items():
-        if view.connected and may_train(ctx, node) and node not in ctx.roster.workers:
+    if len(ctx.roster.workers) >= len(ctx.allotted):
+        return
+    for node in sorted(ctx.allotted - ctx.roster.workers.keys()):
+        if _connected(ctx, node) and may_train(ctx, node):
             ctx.roster.workers[node] = WorkerView(node)
+            ctx.been.add(node)
             threads = ctx.prepared.spec.train.threads
             ctx.send(node, AssignWorker(ctx.job, ctx.generation, ctx.state.plan, threads))
 
 
 def may_train(ctx: Context, node: NodeId) -> bool:
     """A worker that is here, or only away for a moment, and was not found unfit for this job."""
-    view = ctx.pool[node]
+    view = ctx.pool.get(node)
+    if view is None:
+        return False
     return view.capability.worker and not (view.revoked or view.given_up or ctx.unfit_reason(node))
 
 
@@ -235,17 +239,22 @@ def _introduce_backup(ctx: Context, place: ShardPlace) -> None:
         ctx.send(place.primary, Relay(ctx.job, ctx.generation, place.shard, backup))
 
 
-def _hosts(ctx: Context) -> list[Host]:
-    return [
-        Host(n, v.capability.memory_bytes, v.capability.worker, 0)
-        for n, v in sorted(ctx.pool.items())
-        if _is_host(ctx, n)
-    ]
+def hosts_of(ctx: Context) -> list[Host]:
+    """Machines that may hold shards of this job: its own, and those that keep parameters for everybody."""
+    found = []
+    for node in sorted({*ctx.allotted, *ctx.shared.keepers, *ctx.hosts}):
+        if _is_host(ctx, node):
+            view = ctx.pool[node]
+            others = sum(n for job, n in ctx.shared.hosting.get(node, {}).items() if job != ctx.job)
+            found.append(Host(node, view.capability.memory_bytes, view.capability.worker, others))
+    return found
 
 
 def _is_host(ctx: Context, node: NodeId) -> bool:
     view = ctx.pool.get(node)
-    return view is not None and view.connected and not view.revoked and view.capability.shard
+    if view is None or not view.connected or view.revoked or not view.capability.shard:
+        return False
+    return view.keeper or node in ctx.allotted or (node in ctx.hosts and not ctx.taken(node))
 
 
 def _connected(ctx: Context, node: NodeId) -> bool:

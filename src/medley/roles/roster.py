@@ -55,24 +55,40 @@ class InFlight:
 
 
 @dataclass(slots=True)
+class KeyLists:
+    """Lists of keys are numbered in one sequence for all runs of a coordinator, since they share one vault."""
+
+    last: int = 0
+    vault: int = -1  # the newest one that the vault has acknowledged
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+
+@dataclass(slots=True)
 class Roster:
     workers: dict[NodeId, WorkerView] = field(default_factory=dict)
     replicas: dict[Engine, ReplicaView] = field(default_factory=dict)
     addresses: dict[Engine, Address] = field(default_factory=dict)
     numbers: dict[Engine, int] = field(default_factory=dict)
-    keys_number: int = 0
-    vault_number: int = -1
+    keys_number: int = 0  # of this run's newest list
+    lists: KeyLists = field(default_factory=KeyLists)
     updates: dict[UpdateId, InFlight] = field(default_factory=dict)
     staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
     known_routes: tuple[Route, ...] = ()  # the same object for as long as nothing moves
     orphans: dict[UpdateId, int] = field(default_factory=dict)  # staged but not announced: since when
+
+    @property
+    def vault_number(self) -> int:
+        return self.lists.vault
 
     def introduce(self, engine: Engine, address: Address) -> bool:
         """Remember where an engine listens; True if that is new."""
         if self.addresses.get(engine) == address:
             return False
         self.addresses[engine] = address
-        self.keys_number += 1
+        self.keys_number = self.lists.next()
         self.numbers[engine] = self.keys_number
         return True
 

@@ -20,7 +20,6 @@ from medley.protocol.engine import (
     Exported,
     Failed,
     JobPrepared,
-    PeersKnown,
     Sealed,
     SetPeers,
     VaultReport,
@@ -49,8 +48,8 @@ from medley.protocol.messages import (
     UpdateReady,
 )
 from medley.protocol.records import TERMINAL, CheckpointDamaged, JobRecord, Prepared, StateChanged
-from medley.roles import commits, grants, reconcile, recovery, saving
-from medley.roles.context import Context, NodeView
+from medley.roles import commits, grants, moving, reconcile, recovery, saving
+from medley.roles.context import Context, NodeView, Shared
 from medley.roles.roster import ReplicaView, WorkerView, replica_nodes
 from medley.roles.state import RunState, apply
 
@@ -63,8 +62,10 @@ OF_SHARDS = OF_WORKERS | PeersSet | Staged | Applied | PartWritten | PartFailed 
 class Run:
     """The coordinator's side of one job."""
 
-    def __init__(self, state: RunState, pool: dict[NodeId, NodeView]) -> None:
-        self.ctx = Context(state, pool)
+    def __init__(self, state: RunState, pool: dict[NodeId, NodeView], shared: Shared | None = None) -> None:
+        self.ctx = Context(state, pool, shared=shared or Shared())
+        self.ctx.roster.lists = self.ctx.shared.lists
+        self.since_ns = 0  # since when it waits, or has machines
         if state.plan:
             self.ctx.plan = state.parsed_plan()
 
@@ -76,14 +77,10 @@ class Run:
     def over(self) -> bool:
         return self.state.state in TERMINAL
 
-    def begin(self, vault: Address, number: int) -> list[Effect]:
-        """The pool is this job's now: prepare it, or carry on where its log ends.
-
-        Lists of keys are numbered from `number`, so that what was said to an earlier coordinator is not taken for an
-        answer to this one.
-        """
+    def begin(self, vault: Address) -> None:
+        """It may have machines now: prepare it, or carry on where its log ends."""
         ctx = self.ctx
-        ctx.roster.keys_number = max(ctx.roster.keys_number, number)
+        ctx.roster.keys_number = ctx.roster.lists.last
         if self.state.state == "queued" and ctx.plan is not None:
             ctx.persist(StateChanged(ctx.job, "running", "it goes on from its newest checkpoint", ctx.wall_ns))
         elif self.state.state == "queued":
@@ -92,7 +89,7 @@ class Run:
             saving.prepare(ctx)
         if vault.endpoint:
             self.vault_opened(vault)
-        return self.take()
+            ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), vault))
 
     def fold(self, record: JobRecord) -> None:
         """One record of the log, at a restart."""
@@ -101,16 +98,14 @@ class Run:
             self.ctx.plan = self.state.parsed_plan()
 
     def vault_opened(self, address: Address) -> None:
-        """The vault listens (again): everyone is told, and it is told who may connect."""
+        """The vault listens (again): everyone is told."""
         ctx = self.ctx
         ctx.vault = address
-        ctx.roster.vault_number = -1
         for replica in ctx.roster.replicas.values():
             replica.told_peers = -1
         for worker in ctx.roster.workers.values():
             worker.routes = ()
         saving.abandon(ctx)
-        ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), address))
 
     def unsaved(self) -> bool:
         if self.over or not self.state.checkpoints:
@@ -123,15 +118,49 @@ class Run:
         ctx.persist(StateChanged(ctx.job, "queued", "resumed by a person", ctx.wall_ns))
         if ctx.plan is None:
             ctx.tries = 0
-            return self.take()
-        number, exporting = ctx.roster.keys_number, ctx.exporting
-        self.ctx = ctx = Context(self.state, ctx.pool, ctx.vault, ctx.wall_ns, plan=ctx.plan, out=ctx.out)
-        ctx.exporting = exporting
-        ctx.roster.keys_number = number
+        else:
+            self._anew("the job was resumed")
+        return self.take()
+
+    def _anew(self, reason: str) -> None:
+        """Nothing but the log counts any more; all shards will be loaded from the newest checkpoint."""
+        old = self.ctx
+        self.ctx = ctx = Context(
+            self.state,
+            old.pool,
+            old.vault,
+            old.wall_ns,
+            shared=old.shared,
+            been=old.been,
+            hosts=old.hosts,
+            plan=old.plan,
+            out=old.out,
+            preparing=old.preparing,
+            exporting=old.exporting,
+            reload=True,
+        )
+        ctx.roster.lists = ctx.shared.lists
+        ctx.roster.keys_number = ctx.roster.lists.last
+        ctx.forget_replicas()
         for place in self.state.places:
             for node in replica_nodes(place):
-                recovery.lose_shard(ctx, node, place.shard, "the job was resumed")
-        return self.take()
+                recovery.lose_shard(ctx, node, place.shard, reason)
+
+    def allot(self, nodes: set[NodeId], reason: str, now_ns: int) -> None:
+        """These machines train it from now on; left with none that are here, it goes back into the queue."""
+        ctx = self.ctx
+        given_away = any(ctx.taken(node) for node in ctx.allotted - nodes)
+        moving.allot(ctx, nodes, reason)
+        if nodes:
+            ctx.leaving = ""
+        elif given_away and not ctx.leaving:
+            ctx.leaving, ctx.leaving_ns = reason, now_ns
+
+    def rest(self) -> None:
+        """It is over: keep what a person may ask for, and nothing that takes room."""
+        self.ctx.forget_replicas()
+        self._anew("")
+        self.ctx.lost_shards.clear()
 
     def take(self) -> list[Effect]:
         out, self.ctx.out = self.ctx.out, []
@@ -143,6 +172,10 @@ class Run:
         if ctx.plan is not None and not self.over:
             if ctx.began_ns == 0:
                 ctx.began_ns = ctx.saved_ns = ctx.round_opened_ns = now_ns
+            if ctx.leaving and moving.left(ctx, now_ns):
+                self._anew(ctx.leaving)
+                return self.take()
+            moving.advance(ctx, now_ns)
             recovery.advance(ctx, now_ns)
             commits.advance(ctx, now_ns)
             grants.advance(ctx, now_ns)
@@ -156,8 +189,6 @@ class Run:
     def engine_said(self, report: VaultReport, now_ns: int) -> None:
         ctx = self.ctx
         match report:
-            case PeersKnown(number):
-                ctx.roster.vault_number = max(ctx.roster.vault_number, number)
             case JobPrepared():
                 ctx.preparing = False
                 if self.state.state == "preparing":
@@ -185,7 +216,9 @@ class Run:
             return  # nobody has a part in it yet
         if isinstance(message, Hello | Heartbeat):
             reconcile.compare(ctx, node, message, now_ns)
-        elif message.job != ctx.job or message.generation != ctx.generation or self.over:
+        elif (
+            message.job != ctx.job or message.generation != ctx.generation or self.over or self.state.state == "queued"
+        ):
             return
         elif self._speaks(node, message):
             self._heard_fenced(node, message, now_ns)
@@ -248,6 +281,8 @@ class Run:
     def _engine_up(self, node: NodeId, message: EngineUp) -> None:
         ctx = self.ctx
         engine = (node, message.shard)
+        if message.shard < 0 and node not in ctx.allotted:
+            return  # it was on its way when the machine went to another job
         another = engine in ctx.roster.addresses  # to a restarted coordinator, every engine only introduces itself
         if not ctx.roster.introduce(engine, message.address):
             return
@@ -318,6 +353,7 @@ class Run:
         ctx.roster.forget((node, -1))
         reconcile.lose_work(ctx, node, f"{node} cannot train it: {reason}")
         ctx.send(node, Leave(ctx.job, ctx.generation, -1, reason))
+        ctx.shared.changed = True
         if not any(recovery.may_train(ctx, n) for n in ctx.pool):
             why = {n: ctx.unfit_reason(n) for n in sorted(ctx.pool) if ctx.unfit_reason(n)}
             alike = len(set(why.values())) == 1

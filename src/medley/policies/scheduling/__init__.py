@@ -1,0 +1,1 @@
+"""Who gets which machines: one interface (`view`), one file a scheduler, and their names (`names`)."""
