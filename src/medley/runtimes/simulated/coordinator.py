@@ -81,7 +81,7 @@ class CoordinatorHost:
     def _tick(self) -> None:
         if self.alive:
             world = self.world
-            self.handle(Tick(world.clock.read(world.kernel.now)))
+            self.handle(Tick(world.clock.wall(world.kernel.now)))
             slow = world.setup.heartbeat_ms * MS // TICKS_PER_HEARTBEAT
             world.kernel.after(max(TICK_NS, slow), self._tick)
 
@@ -126,7 +126,9 @@ class CoordinatorHost:
         except (Crash, Fenced, Full) as problem:
             world.coordinator_died(self, str(problem) or "a crash")
             return
-        world.watch_handled(COORDINATOR, None, event, effects)
+        # Who was replaced and does not know it is not the one whom the log believes.
+        who = COORDINATOR if world.host is self else f"{COORDINATOR} of term {self.term}"
+        world.watch_handled(who, None, event, effects)
 
     def _persist(self, records: Sequence[fx.Persist | fx.Compact]) -> None:
         """What production writes: runs of records in one transaction, a compaction by itself."""

@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Disk:
-    """Survives every process. `full` refuses appends; `torn` lets the next one vanish with its writer."""
+    """Survives every process. `full` refuses appends."""
 
     term: int = 0
     last_seq: int = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil, inf, log2
 from random import Random
 
-from medley.protocol.conditions import MSS_NBYTES, Conditions, goodput_bytes_per_s, path, rto_s
+from medley.protocol.conditions import MSS_NBYTES, PACKET_NBYTES, Conditions, goodput_bytes_per_s, path, rto_s
 from medley.protocol.ids import NodeId
 from medley.runtimes.simulated.flows import Flow, Pipe, Sharing
 from medley.runtimes.simulated.kernel import MS, Kernel, S
@@ -277,7 +277,7 @@ class Network:
             both.jitter_ms * MS,
             both.loss,
             int(rto_s(both) * S),
-            both.up_bytes_per_s or inf,
+            both.up_bytes_per_s * MSS_NBYTES / PACKET_NBYTES or inf,
             goodput_bytes_per_s(both),
             cycles,
             not (both.loss or both.jitter_ms or cycles),
@@ -285,7 +285,8 @@ class Network:
 
 
 def _pipe(name: str, bytes_per_s: float) -> Pipe:
-    return Pipe(name, bytes_per_s or inf)
+    """Of payload: packets have headers."""
+    return Pipe(name, bytes_per_s * MSS_NBYTES / PACKET_NBYTES or inf)
 
 
 def _cycles(a: Access, b: Access) -> bool:

@@ -31,13 +31,19 @@ Key = tuple[JobId, int]  # shard (-1: worker)
 
 @dataclass(slots=True)
 class Clock:
-    """A machine's own idea of time: off by `skew_ns`, and fast by `drift` (0.05 is five per cent)."""
+    """A machine's own idea of time: off by `skew_ns`, and fast by `drift` (0.05 is five per cent). What people read
+    may be set by people: `wall_skew_ns` is on top.
+    """
 
     skew_ns: int = 0
     drift: float = 0.0
+    wall_skew_ns: int = 0
 
     def read(self, now_ns: int) -> int:
         return now_ns + self.skew_ns + (int(now_ns * self.drift) if self.drift else 0)
+
+    def wall(self, now_ns: int) -> int:
+        return self.read(now_ns) + self.wall_skew_ns
 
     def wait(self, delay_ns: int) -> int:
         """How long a timer of this machine really takes."""
@@ -60,6 +66,7 @@ class Node:
     alive: bool = False
     roles: dict[Key, Hosted] = field(default_factory=dict)
     stream: Stream | None = None
+    lives: int = 0  # of worker roles, in this boot
     clock: Clock = field(default_factory=Clock)
     heartbeat_ns: int = S
     beating_ns: int = 0
@@ -86,6 +93,7 @@ class Node:
             return
         self.alive = True
         self.boot += 1
+        self.lives = 0
         self.paused_ns = 0
         self.world.node_is(self.name, "up")
         self.world.kernel.after(self.world.jitter(self.heartbeat_ns), self._tick, self.boot)
@@ -161,7 +169,7 @@ class Node:
     # -- what it is told ----------------------------------------------------------------------------------------
 
     def told(self, message: m.ToNode) -> None:
-        if self._standing_still(self.told, message):
+        if self._standing_still(message):
             return
         match message:
             case m.Welcome():
@@ -177,11 +185,17 @@ class Node:
             case _:
                 self._handle((message.job, getattr(message, "shard", -1)), Told(message))
 
-    def _standing_still(self, call: Callable[[m.ToNode], None], message: m.ToNode) -> bool:
-        now = self.world.kernel.now
+    def _standing_still(self, message: m.ToNode) -> bool:
+        """Not now: what was said on this stream is read when the machine goes on, if the stream still lives then."""
+        now, stream = self.world.kernel.now, self.stream
         if self.paused_ns <= now:
             return False
-        self.world.kernel.after(self.paused_ns - now, call, message)
+
+        def read() -> None:
+            if self.alive and self.stream is stream and stream is not None and stream.open:
+                self.told(message)
+
+        self.world.kernel.after(self.paused_ns - now, read)
         return True
 
     def _welcomed(self, message: m.Welcome) -> None:
@@ -195,9 +209,15 @@ class Node:
         if key in self.roles:
             self._handle(key, Told(message))
             return
-        role = Worker(self.name, str(self.boot), message) if isinstance(message, m.AssignWorker) else Shard(message)
+        role = self._worker(message) if isinstance(message, m.AssignWorker) else Shard(message)
         self.roles[key] = Hosted(role)
         self._begin(key, Told(message), role.start())
+
+    def _worker(self, message: m.AssignWorker) -> Worker:
+        """Each has a life of its own: a second one of the same boot must not repeat the update ids of the first."""
+        self.lives += 1
+        life = str(self.boot) if self.lives == 1 else f"{self.boot}-{self.lives}"
+        return Worker(self.name, life, message)
 
     def _leave(self, key: Key, message: m.Leave) -> None:
         hosted = self.roles.get(key)

@@ -60,7 +60,8 @@ class Trace:
         if self.lines is not None:
             inner = _inner(event)
             kind = type(inner).__name__
-            self._say(at_ns, self.events, cause, who, job, kind, brief(inner), ", ".join(map(_effect, effects)))
+            what = f"from {event.node}: {brief(inner)}" if isinstance(event, ev.Heard) else brief(inner)
+            self._say(at_ns, self.events, cause, who, job, kind, what, ", ".join(map(_effect, effects)))
 
     def note(self, at_ns: int, cause: int, who: str, kind: str, what: str) -> None:
         """Something that happened to a world rather than to a role: a death, a fault, a link that broke."""

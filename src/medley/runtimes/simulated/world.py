@@ -260,17 +260,17 @@ class World:
         if self.host is None:
             self.kernel.after(S, self.submit, job)
             return
-        self.host.handle(Submit(job, text(self._arrivals[job].spec), self.clock.read(self.kernel.now)))
+        self.host.handle(Submit(job, text(self._arrivals[job].spec), self.clock.wall(self.kernel.now)))
         if self.host is None or job not in self.host.role.runs:
             self.kernel.after(S, self.submit, job)
 
     def cancel(self, job: JobId) -> None:
         if self.host is not None:
-            self.host.handle(Cancel(job, self.clock.read(self.kernel.now)))
+            self.host.handle(Cancel(job, self.clock.wall(self.kernel.now)))
 
     def resume(self, job: JobId) -> None:
         if self.host is not None:
-            self.host.handle(Resume(job, self.clock.read(self.kernel.now)))
+            self.host.handle(Resume(job, self.clock.wall(self.kernel.now)))
 
     def arrive(self, arrival: Arrival) -> None:
         """One more job, now, beyond those of the setup."""
