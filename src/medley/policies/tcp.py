@@ -18,6 +18,7 @@ from medley.protocol.conditions import MSS_NBYTES, PACKET_NBYTES, RTO_MIN_S, Con
 
 FIRST_SEGMENTS = 10.0
 SYN_TIMEOUT_S = 1.0
+SYN_GIVES_UP_S = 127.0  # whoever gets this has no connection
 RTO_MAX_S = 120.0
 QUEUE_S = 0.1  # a bottleneck's buffer, at least; otherwise one round trip
 SPELL_S = 0.02  # a drawn delay lasts so long, at least; otherwise half a round trip
@@ -51,11 +52,9 @@ class Bottleneck:
         self.free_s = max(now_s, self.free_s) + nbytes / self.bytes_per_s
         return self.free_s
 
-    def overflows(self, now_s: float, nbytes: float, rtt_s: float) -> bool:
-        """Whether so many bytes under way are more than the round trip and the buffer hold."""
-        if not self.bytes_per_s:
-            return False
-        return max(0.0, self.free_s - now_s) + nbytes / self.bytes_per_s > rtt_s + max(self.queue_s, rtt_s)
+    def is_full(self, now_s: float, rtt_s: float) -> bool:
+        """Whether what was taken is more than the round trip and the buffer hold."""
+        return self.free_s - now_s > rtt_s + max(self.queue_s, rtt_s)
 
 
 def bottleneck(conditions: Conditions, direction: Direction) -> Bottleneck:
@@ -111,7 +110,7 @@ class Stream:
     def handshake_s(self, now_s: float) -> float:
         """How long until both ends know of the connection: a round trip, and a time-out for each lost try."""
         waited_s, timeout_s = 0.0, SYN_TIMEOUT_S
-        while self._down(now_s + waited_s) or self._lost(1) or self._lost(1):
+        while waited_s < SYN_GIVES_UP_S and (self._down(now_s + waited_s) or self._lost(1) or self._lost(1)):
             waited_s += timeout_s
             timeout_s *= 2
         rtt_s = self._there.at(now_s + waited_s) + self._back.at(now_s + waited_s)
@@ -132,15 +131,17 @@ class Stream:
         out_s = self._way.take(now_s, sent * PACKET_NBYTES * (1 + self._conditions.duplication))
         whole_s = max(there_s + back_s, out_s - now_s)
         first = self._first_lost(sent)
-        if first is None and self._way.overflows(now_s, sent * PACKET_NBYTES, there_s + back_s):
-            first = sent - 1
         if first is None:
-            return self._arrived(now_s, sent, waiting_nbytes, out_s + there_s, whole_s)
+            # A full buffer drops few, and what follows shows it at once: only the window notices.
+            full = self._way.is_full(now_s, there_s + back_s)
+            return self._arrived(now_s, sent, waiting_nbytes, out_s + there_s, whole_s, full)
         return self._holed(now_s, sent, first, waiting - sent, out_s + there_s, whole_s)
 
     # -- what becomes of a flight -----------------------------------------------------------------------------
 
-    def _arrived(self, now_s: float, sent: int, waiting_nbytes: int, arrives_s: float, whole_s: float) -> Flight:
+    def _arrived(
+        self, now_s: float, sent: int, waiting_nbytes: int, arrives_s: float, whole_s: float, full: bool
+    ) -> Flight:
         nbytes = min(waiting_nbytes, (self._landed + sent) * MSS_NBYTES)
         self._landed = 0
         if self._lost(ceil(sent / 2)):  # all of its acknowledgements: a probe in vain, which costs no window
@@ -151,7 +152,7 @@ class Stream:
                 self._open_s = now_s + whole_s
             self._open += sent
             again_s = now_s if self._open < int(self._window) else max(now_s, self._open_s)
-            if self._probing:
+            if self._probing or full:
                 self._cut(now_s)
             elif not self._grown:
                 self._grow(now_s, self._open, whole_s)
