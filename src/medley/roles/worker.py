@@ -81,7 +81,7 @@ class Pending:
 
 @dataclass(slots=True)
 class Worker:
-    """The worker role of one job on one node. `boot` makes its update ids unique over restarts."""
+    """The worker role of one job on one node. `boot` makes its update ids unique: no two lives of it share one."""
 
     node: NodeId
     boot: str

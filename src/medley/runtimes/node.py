@@ -105,6 +105,7 @@ class NodeHost:
         self._credentials = credentials
         self._renewed = renewed
         self._boot = secrets.token_hex(4)
+        self._lives = 0  # of worker roles in this process
         self._clock = SystemClock()
         self._roles: dict[Key, Hosted] = {}
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
@@ -251,7 +252,10 @@ class NodeHost:
         options = self._options
         role: Worker | Shard
         if isinstance(message, AssignWorker):
-            role = Worker(options.name, self._boot, message, options.allow_code)
+            # A second worker of this process must not repeat the update ids of the first.
+            self._lives += 1
+            life = self._boot if self._lives == 1 else f"{self._boot}-{self._lives}"
+            role = Worker(options.name, life, message, options.allow_code)
         else:
             role = Shard(message)
         self._roles[key] = Hosted(role)

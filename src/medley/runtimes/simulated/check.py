@@ -1,0 +1,166 @@
+"""Many seeds, each a random world under random faults with every invariant watched; over several processes.
+
+A seed's process is started afresh (`python -m medley.runtimes.simulated.check FIRST STEP COUNT`) and says one line of
+JSON a seed, so the digest over all seeds does not depend on how many processes shared them. Leaves to others: what a
+world consists of (`drawing`), what happens to it (`faults`), what must hold (`checkers`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO
+
+import msgspec
+
+from medley.runtimes.clock import SystemClock
+from medley.runtimes.simulated.coverage import ENOUGH, Coverage, Pair
+from medley.runtimes.simulated.seeds import Seed
+
+TWICE = 50  # every so-manieth seed is run a second time: M1
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is known so far."""
+
+    first: int
+    wanted: int
+    coverage: Coverage = field(default_factory=Coverage)
+    seeds: int = 0
+    events: int = 0
+    virtual_s: float = 0.0
+    seconds: float = 0.0
+    violations: list[Seed] = field(default_factory=list)
+    digests: dict[int, str] = field(default_factory=dict)
+
+    def add(self, seed: Seed) -> None:
+        self.seeds += 1
+        self.events += seed.events
+        self.virtual_s += seed.virtual_s
+        self.digests[seed.seed] = seed.digest
+        self.coverage.add(seed.pairs())
+        if seed.invariant:
+            self.violations.append(seed)
+
+    @property
+    def digest(self) -> str:
+        whole = blake2b(digest_size=16)
+        for number in sorted(self.digests):
+            whole.update(f"{number} {self.digests[number]}\n".encode())
+        return whole.hexdigest()
+
+    def uncovered(self) -> list[Pair]:
+        """Pairs that were missed; too few seeds are not judged."""
+        from medley.runtimes.simulated.faults import required
+
+        return self.coverage.uncovered(required()) if self.seeds >= ENOUGH else []
+
+
+def run_seed(seed: int, trace: Path | None = None) -> Seed:
+    """One world to its end. Every `TWICE`-th seed is run twice, and must be the same both times."""
+    from medley.runtimes.simulated.faults.storm import weather
+
+    found = weather(seed, trace)
+    if seed % TWICE == 0 and not found.invariant:
+        again = weather(seed, None)
+        if again.digest != found.digest:
+            sentence = f"two runs of it differ: {found.digest} and {again.digest}"
+            return replace(found, invariant="M1", sentence=sentence)
+    return found
+
+
+def check(first: int, seeds: int, jobs: int, told: Callable[[Seed, Findings], None]) -> Findings:
+    """Run `seeds` seeds from `first` on, over `jobs` processes; `told` hears of each. KeyboardInterrupt passes through
+    after `told` has heard of all that were finished."""
+    clock = SystemClock()
+    began_ns = clock.now_ns()
+    findings = Findings(first, seeds)
+    for seed in _here(first, seeds) if jobs <= 1 else _elsewhere(first, seeds, min(jobs, seeds)):
+        findings.add(seed)
+        findings.seconds = (clock.now_ns() - began_ns) / 1e9
+        told(seed, findings)
+    return findings
+
+
+def traced(seed: int, trace: Path, told: Callable[[Seed, Findings], None]) -> Findings:
+    """One seed, once, with its story in a file."""
+    clock = SystemClock()
+    began_ns = clock.now_ns()
+    findings = Findings(seed, 1)
+    found = run_seed(seed, trace)
+    findings.add(found)
+    findings.seconds = (clock.now_ns() - began_ns) / 1e9
+    told(found, findings)
+    return findings
+
+
+def command_of(seed: int) -> str:
+    """The command that tells this seed's story."""
+    return f"medley simulate --check --seeds 1 --first-seed {seed} --trace seed-{seed}.trace"
+
+
+def _here(first: int, seeds: int) -> Iterator[Seed]:
+    for seed in range(first, first + seeds):
+        yield run_seed(seed)
+
+
+def _elsewhere(first: int, seeds: int, jobs: int) -> Iterator[Seed]:
+    """Process i takes seeds i, i + jobs, ...: they are alike enough to need no queue."""
+    said: SimpleQueue[bytes | int] = SimpleQueue()
+    processes = [_process(first + i, jobs, (seeds - i + jobs - 1) // jobs) for i in range(jobs)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            threading.Thread(target=_listen, args=(process.stdout, said), daemon=True).start()
+        ended = 0
+        heard = 0
+        while ended < jobs:
+            line = said.get()
+            if isinstance(line, int):
+                ended += 1
+                continue
+            heard += 1
+            yield msgspec.json.decode(line, type=Seed)
+        if heard < seeds:
+            raise ChildProcessError(f"processes of the check ended early: {heard} of {seeds} seeds were run")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _process(first: int, step: int, count: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "medley.runtimes.simulated.check", str(first), str(step), str(count)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+
+def _listen(pipe: IO[bytes], said: SimpleQueue[bytes | int]) -> None:
+    for line in pipe:
+        said.put(line)
+    said.put(0)
+
+
+def main() -> None:
+    """One process of several: FIRST STEP COUNT."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    first, step, count = map(int, sys.argv[1:])
+    encoder = msgspec.json.Encoder()
+    try:
+        for number in range(count):
+            sys.stdout.buffer.write(encoder.encode(run_seed(first + number * step)) + b"\n")
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os._exit(0)  # nobody listens any more
+
+
+if __name__ == "__main__":
+    main()

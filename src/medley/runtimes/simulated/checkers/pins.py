@@ -1,0 +1,160 @@
+"""T4, the half that is about time: what a worker was told to pull, or a shard to write, stays pinned until it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from medley.protocol import messages as m
+from medley.protocol.effects import Close, Effect, Persist, Send
+from medley.protocol.events import Event, Expel, Heard, Lost
+from medley.protocol.ids import Generation, JobId, NodeId, Version
+from medley.protocol.records import Placed, Promoted
+from medley.runtimes.simulated.checkers.book import Book
+from medley.runtimes.simulated.checkers.violation import Violation
+from medley.runtimes.simulated.watch import COORDINATOR, Watcher
+
+if TYPE_CHECKING:
+    from medley.runtimes.simulated.world import World
+
+PINS_MAX = 3
+
+
+@dataclass(slots=True)
+class _Pins:
+    """One job's. `pulling`: what each worker was told to begin from and has not acknowledged. `loose`: what a primary
+    may or may not keep, since its stream broke when it was told, or before.
+    """
+
+    generation: Generation = 0
+    pinned: dict[tuple[NodeId, int], set[Version]] = field(default_factory=dict)  # by primary
+    pulling: dict[NodeId, Version] = field(default_factory=dict)
+    loose: dict[tuple[NodeId, int], set[Version]] = field(default_factory=dict)
+
+    unpinned: list[tuple[NodeId, int, Version]] = field(default_factory=list)  # in the step at hand
+
+    def broke(self, node: NodeId) -> None:
+        for key, pinned in self.pinned.items():
+            if key[0] == node:
+                self.loose.setdefault(key, set()).update(pinned)
+                pinned.clear()
+
+
+class Pins(Watcher):
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.jobs: dict[JobId, _Pins] = {}
+
+    def started(self, world: World) -> None:
+        self.jobs.clear()  # a new coordinator knows of no pins: what shards still keep is unpinned by their status
+
+    def handled(
+        self, world: World, who: NodeId, key: tuple[JobId, int] | None, event: Event, effects: Sequence[Effect]
+    ) -> None:
+        if who != COORDINATOR:
+            return
+        self._released(event)
+        for effect in effects:
+            match effect:
+                case Persist(stream, Placed(generation)):
+                    self.jobs[stream.removeprefix("job/")] = _Pins(generation)
+                case Persist(stream, Promoted(shard, primary)):
+                    self._promoted(self._of(stream.removeprefix("job/")), shard, primary)
+                case Send(node, message):
+                    self._sent(world, node, message)
+                case Close(node):
+                    for pins in self.jobs.values():
+                        pins.pulling.pop(node, None)
+                        pins.broke(node)
+                case _:
+                    pass
+
+        self._still_written(world)
+
+    def _of(self, job: JobId) -> _Pins:
+        return self.jobs.setdefault(job, _Pins(self.book.jobs[job].generation))
+
+    def _released(self, event: Event) -> None:
+        """A worker that says anything of these does not need its version any more."""
+        match event:
+            case Heard(node, m.BaseHeld() as message):
+                pins = self._of(message.job)
+                if message.generation == pins.generation and pins.pulling.get(node) == message.version:
+                    del pins.pulling[node]
+            case Heard(node, m.BaseWanted() | m.UpdateReady() | m.EngineDown() | m.LeaseFailed() as message):
+                self._of(message.job).pulling.pop(node, None)
+            case Heard(node, m.Heartbeat() | m.Hello() as message):
+                phases = {w.job: w.phase for w in message.workers}
+                for job, pins in self.jobs.items():
+                    if isinstance(message, m.Hello) or phases.get(job) not in ("wanting", "pulling"):
+                        pins.pulling.pop(node, None)
+                    if isinstance(message, m.Hello):
+                        pins.broke(node)
+            case Lost(node) | Expel(node):
+                for pins in self.jobs.values():
+                    pins.pulling.pop(node, None)
+                    pins.broke(node)
+            case _:
+                pass
+
+    def _promoted(self, pins: _Pins, shard: int, primary: NodeId) -> None:
+        if (primary, shard) not in pins.pinned:
+            pins.pulling.clear()  # they will fail and ask again
+
+    def _sent(self, world: World, node: NodeId, message: m.ToNode) -> None:
+        match message:
+            case m.Pin(job, _, shard, version):
+                pinned = self._of(job).pinned.setdefault((node, shard), set())
+                pinned.add(version)
+                if len(pinned) > PINS_MAX:
+                    raise Violation("S3", f"{node} keeps {sorted(pinned)} of shard {shard}")
+            case m.Unpin(job, _, shard, version):
+                self._unpinned(self._of(job), node, shard, version)
+            case m.Base(job, _, _, version):
+                self._needs(world, self._of(job), job, version, f"{node} is told to begin from {version}")
+                self._of(job).pulling[node] = version
+            case m.Evaluate(job, _, version):
+                self._needs(world, self._of(job), job, version, f"{node} is told to measure {version}")
+            case m.WritePart(job, _, shard, version):
+                self._kept(world, self._of(job), node, shard, version, f"{node} is told to write {version}")
+            case m.Revoke(job) | m.Leave(job):
+                self._of(job).pulling.pop(node, None)
+            case _:
+                pass
+
+    def _needs(self, world: World, pins: _Pins, job: JobId, version: Version, what: str) -> None:
+        for place in self.book.jobs[job].places.values():
+            self._kept(world, pins, place.primary, place.shard, version, what)
+
+    def _kept(self, world: World, pins: _Pins, node: NodeId, shard: int, version: Version, what: str) -> None:
+        if version in pins.pinned.get((node, shard), ()) or version in pins.loose.get((node, shard), ()):
+            return
+        view = world.coordinator.pool.get(node) if world.coordinator is not None else None
+        if view is None or not view.connected:
+            pins.loose.setdefault((node, shard), set()).add(version)
+            return
+        raise Violation("T4", f"{what}, which shard {shard} on {node} has not pinned")
+
+    def _unpinned(self, pins: _Pins, node: NodeId, shard: int, version: Version) -> None:
+        pins.loose.get((node, shard), set()).discard(version)
+        pinned = pins.pinned.get((node, shard), set())
+        if version not in pinned:
+            return  # left from before: its status said so
+        pinned.discard(version)
+        waiting = [n for n, v in pins.pulling.items() if v == version]
+        if waiting:
+            raise Violation("T4", f"{version} is unpinned on {node} while {', '.join(waiting)} was told to pull it")
+        pins.unpinned.append((node, shard, version))
+
+    def _still_written(self, world: World) -> None:
+        """What was unpinned in this step may have been pinned again; a part under way needs its version."""
+        for job, pins in self.jobs.items():
+            run = world.run_of(job)
+            saving = run.ctx.saving if run is not None else None
+            for node, shard, version in pins.unpinned:
+                again = version in pins.pinned.get((node, shard), ())
+                if saving is None or again or saving.version != version or shard in saving.parts or saving.sealing:
+                    continue
+                raise Violation("T4", f"{version} is unpinned on {node} before it has written its part of {shard}")
+            pins.unpinned.clear()
