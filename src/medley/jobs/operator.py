@@ -234,6 +234,10 @@ class Operator:
                 "door": server.door_address if server else "",
                 "vault": host.role.vault.endpoint,
             },
+            "relayed": [
+                {"node": pair.asker, "to": pair.place.words, "on": pair.place.node, "why": pair.why.value}
+                for pair in host.relay.pairs()
+            ],
         }
 
     async def _nodes(self, body: Body) -> Body:

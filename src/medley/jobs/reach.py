@@ -27,6 +27,7 @@ CONNECT_S: Final = 5.0
 ASK_S: Final = 10.0
 # A ZeroMQ peer speaks first: ten bytes, of which the outer two are fixed (ZMTP 3.1, section 3.1).
 SIGNATURE_NBYTES: Final = 10
+SHOWN: Final = 5  # of a list that may be long
 CREDENTIALS_OF_MEMBER: Final = "credentials.pem"
 _BEHIND: Final = "set this machine's clock: certificates are not valid yet, or not any more, by its time"
 
@@ -65,6 +66,11 @@ def _control(directory: Path) -> Iterator[Finding]:
     yield Finding("ok", "control", f"{answer['addresses'].get('control', '')} answered over TLS in {spent_ms:.0f} ms")
     advice = "" if connected else "'medley token create' prints the line that lets a machine join"
     yield Finding("ok" if connected else "warn", "machines", f"{connected} connected", advice)
+    relayed = answer.get("relayed", [])
+    if relayed:
+        whom = "; ".join(f"{one['node']} to {one['to']}" for one in relayed[:SHOWN])
+        more = "" if len(relayed) <= SHOWN else f" and {len(relayed) - SHOWN} more"
+        yield Finding("ok", "relay", f"tensors pass this coordinator for machines that cannot connect: {whom}{more}")
     vault = answer["addresses"].get("vault")
     if vault:
         yield check_tensors(vault)
@@ -86,6 +92,32 @@ def check_member(directory: Path) -> Iterator[Finding]:
     control = _control_of_member(directory)
     if control:
         yield replace(check_door(control, credentials.authority_pem, path), what="control")
+        yield from _ways(directory, control)
+
+
+def _ways(directory: Path, control: str) -> Iterator[Finding]:
+    """How tensors travel from this member: what it was told to use, and what it meets."""
+    from medley.runtimes.links import read_links
+
+    links = read_links(directory)
+    if links is None or not links.vault:
+        return
+    if links.transport == "grpc":
+        yield Finding("ok", "tensors", f"all go through the coordinator at {control}, as --transport grpc asks")
+        return
+    direct = check_tensors(links.vault)
+    if direct.level != "ok" and links.transport == "auto":
+        port = links.vault.rpartition(":")[2]
+        yield Finding(
+            "warn", "tensors", f"{direct.says}; so they go through the coordinator at {control} instead, which works",
+            f"nothing; training is faster if a firewall lets port {port} through",
+        )  # fmt: skip
+        return
+    yield direct
+    for one in [one for one in links.relayed if one.endpoint != links.vault][:SHOWN]:
+        yield Finding(
+            "ok", "tensors", f"{one.to} at {one.endpoint} cannot be reached directly, only through the coordinator"
+        )
 
 
 def _control_of_member(directory: Path) -> str:
