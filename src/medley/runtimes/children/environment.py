@@ -18,6 +18,8 @@ PORTS = "MEDLEY_TENSOR_PORTS"
 TRANSPORT = "MEDLEY_TRANSPORT"
 GATE = "MEDLEY_TENSOR_GATE"  # host:port and the secret of the parent's gate, one space between
 TRANSPORTS: tuple[Transport, ...] = ("auto", "direct", "grpc")
+LINK = "MEDLEY_TENSOR_LINK"  # of an emulated link: host:port and the secret of its proxy, one space between
+COMPUTE_FACTOR = "MEDLEY_COMPUTE_FACTOR"  # how many times slower than it can the engine computes
 MEMORY_SHARE = "MEDLEY_MEMORY_SHARE"  # read by medley.models.memory
 
 
@@ -44,6 +46,17 @@ def gate() -> tuple[str, str]:
     """Where the parent's gate listens, and its secret; empty ones where it has none."""
     proxy, _, secret = os.environ.get(GATE, "").partition(" ")
     return proxy, secret
+
+
+def emulated_link() -> tuple[str, str]:
+    """Where the proxy of an emulated link listens, and its secret; empty ones where there is none."""
+    proxy, _, secret = os.environ.get(LINK, "").partition(" ")
+    return proxy, secret
+
+
+def compute_factor() -> float:
+    """How many times slower than it can this engine is to compute; 1 where nobody wants a straggler."""
+    return float(os.environ.get(COMPUTE_FACTOR, "") or 1.0)
 
 
 def ports(wanted: str | None = None) -> range:

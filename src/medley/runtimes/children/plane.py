@@ -11,12 +11,12 @@ from pathlib import Path
 
 from medley.protocol.errors import Damaged, Unavailable, UserError
 from medley.protocol.messages import Address
-from medley.runtimes.children.environment import gate, ports, transport
+from medley.runtimes.children.environment import emulated_link, gate, ports, transport
 from medley.store.artifacts import ArtifactStore
 from medley.transports.tensors.contract import Keeper, Peer, Refused
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.plane import TensorPlane
-from medley.transports.tensors.ways import Detour, Ways
+from medley.transports.tensors.ways import Detour, Emulated, Ways
 from medley.transports.tensors.wire import Header, Kind
 from medley.transports.tunnel.contract import pipe_name
 
@@ -57,6 +57,9 @@ class Admission:
 
 def ways() -> Ways:
     """What the parent says of the ways to other machines; direct ones only where it has no gate."""
+    proxy, secret = emulated_link()
+    if secret:
+        return Ways("direct", emulated=Emulated(proxy, secret))  # a pipe would lead past the link
     proxy, secret = gate()
     if not secret:
         return Ways(transport())

@@ -6,8 +6,10 @@ Transfers and the one computation overlap. This file moves bytes and reports; th
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from medley.concurrency import TaskGroup
@@ -38,7 +40,7 @@ from medley.protocol.engine import (
 from medley.protocol.errors import MedleyError, Unavailable, UserError
 from medley.protocol.messages import Address, Route
 from medley.protocol.plan import Plan
-from medley.runtimes.children.environment import encrypted, host
+from medley.runtimes.children.environment import compute_factor, encrypted, host
 from medley.runtimes.children.plane import Admission, open_plane, peer_of
 from medley.runtimes.children.task import build_task
 from medley.runtimes.clock import SystemClock
@@ -48,6 +50,7 @@ from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
 
 T = TypeVar("T")
+SLICE_S = 0.25  # of a straggler's waiting
 HALF = "bf16"  # what a pull asks for beside the shard's number, if anything
 
 
@@ -72,6 +75,7 @@ class WorkerHost:
         self._opened = opened
         self._plan = parse(opened.plan, Plan)
         self._generation = opened.generation
+        self._factor = compute_factor()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._engine: WorkerEngine | None = None
         self._routes: tuple[Route, ...] = ()
@@ -191,7 +195,20 @@ class WorkerHost:
             self._link.done += 1
             return self._abandoned == command.update or generation != self._generation
 
-        return self.engine.compute(command.update, command.span, command.steps, command.lr, command.carry, futile)
+        clock = SystemClock()
+        began_ns = clock.now_ns()
+        outcome = self.engine.compute(command.update, command.span, command.steps, command.lr, command.carry, futile)
+        if self._factor > 1:
+            return self._straggled(outcome, (clock.now_ns() - began_ns) / 1e9, futile)
+        return outcome
+
+    def _straggled(self, outcome: Outcome, took_s: float, futile: Callable[[], bool]) -> Outcome:
+        """As a machine that is so many times slower: the rest of its time is waited for, in vain if nobody cares."""
+        left_s, nothing = took_s * (self._factor - 1), threading.Event()
+        while left_s > 0 and not futile():
+            nothing.wait(min(left_s, SLICE_S))
+            left_s -= SLICE_S
+        return replace(outcome, result=replace(outcome.result, seconds=outcome.result.seconds * self._factor))
 
     async def _measure(self, version: int) -> None:
         try:

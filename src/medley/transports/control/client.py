@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -21,9 +21,13 @@ from medley.protocol import wire
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import FrameError, Unavailable, UserError
 from medley.protocol.messages import FromNode, Hello
+from medley.protocol.traffic import class_of
 from medley.transports.control.contract import ATTACH, EOF, JOIN, RENEW, Limits, channel_options
 from medley.transports.control.outbox import Outbox
 from medley.transports.identity import Credentials
+
+if TYPE_CHECKING:
+    from medley.transports.shaping.control import ControlLink, Conversation, Lane
 
 _REFUSED_BY_TLS = ("CERTIFICATE", "ALERT", "SSL_ERROR_SSL")
 # Answers that will be the same in a tenth of a second: ask again at the slow end of the backoff.
@@ -50,6 +54,13 @@ class ControlClient:
         self._limits = limits or Limits()
         self._outbox: Outbox | None = None
         self._hurry = asyncio.Event()
+        self._link: ControlLink | None = None
+
+    def shape(self, link: ControlLink | None) -> None:
+        """From the next stream on, and that is now, messages meet this emulated link; None: the real one only."""
+        if link is not self._link:
+            self._link = link
+            self.reconnect("its link is another from now on")
 
     @property
     def connected(self) -> bool:
@@ -125,12 +136,15 @@ class _Session:
 
     async def run(self, address: str, identity: Credentials) -> str:
         """Why the attempt ended, in a sentence."""
+        talk = None if self._client._link is None else self._client._link.converse()
+        if talk is not None and (problem := await talk.open()):
+            return problem
         credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.cert_pem)
         async with grpc.aio.secure_channel(address, credentials, channel_options(self._limits)) as channel:
             call: Any = channel.stream_stream(ATTACH)()  # type: ignore[call-arg]
             try:
                 await self._open(call)
-                await self._converse(call)
+                await self._converse(call, talk)
             except grpc.aio.AioRpcError as error:
                 self.refused = error.code() in _FINAL
                 return error.details() or f"the stream ended ({error.code().name})"
@@ -150,7 +164,7 @@ class _Session:
                 await call.read()
                 raise _Over("the coordinator ended the stream")
 
-    async def _converse(self, call: Any) -> NoReturn:
+    async def _converse(self, call: Any, talk: Conversation | None) -> NoReturn:
         outbox = Outbox(self._limits.outbound_messages, self._limits.outbound_nbytes)
         self._client._outbox = outbox
         self.was_connected = True
@@ -158,10 +172,17 @@ class _Session:
         ended: BaseException = _Over("the stream ended")
         try:
             async with TaskGroup() as tasks:
-                tasks.create_task(self._read(call))
-                tasks.create_task(self._write(call, outbox))
                 tasks.create_task(self._watch(outbox))
-        except* (grpc.aio.AioRpcError, FrameError, _Over) as errors:
+                if talk is None:
+                    tasks.create_task(self._read(call))
+                    tasks.create_task(self._write(call, outbox.take))
+                else:
+                    up, down = talk.up(), talk.down()
+                    tasks.create_task(self._send_late(outbox, up))
+                    tasks.create_task(self._write(call, up.take))
+                    tasks.create_task(self._read_late(call, down))
+                    tasks.create_task(self._hear(down))
+        except* (grpc.aio.AioRpcError, FrameError, _Over, TimeoutError) as errors:
             ended = errors.exceptions[0]
         raise ended
 
@@ -172,12 +193,30 @@ class _Session:
                 raise _Over("the coordinator ended the stream")
             self._inbox(wire.decode(data))
 
-    async def _write(self, call: Any, outbox: Outbox) -> None:
-        while (data := await outbox.take()) is not None:
+    async def _write(self, call: Any, take: Callable[[], Awaitable[bytes | None]]) -> None:
+        while (data := await take()) is not None:
             try:
                 await call.write(data)
             except asyncio.InvalidStateError:
                 return  # the call is over, and the reader is about to hear why
+
+    # -- over an emulated link, where messages wait in lanes ---------------------------------------------------
+
+    async def _send_late(self, outbox: Outbox, up: Lane[bytes]) -> None:
+        while (data := await outbox.take()) is not None:
+            await up.put(data, len(data), class_of(wire.decode(data).message))
+
+    async def _read_late(self, call: Any, down: Lane[wire.Envelope]) -> NoReturn:
+        while True:
+            data = await call.read()
+            if data is EOF:
+                raise _Over("the coordinator ended the stream")
+            envelope = wire.decode(data)
+            await down.put(envelope, len(data), class_of(envelope.message))
+
+    async def _hear(self, down: Lane[wire.Envelope]) -> NoReturn:
+        while True:
+            self._inbox(await down.take())
 
     async def _watch(self, outbox: Outbox) -> NoReturn:
         # Not left to the writer, who may be stuck behind a coordinator that does not read.

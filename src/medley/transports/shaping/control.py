@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from medley.protocol import wire
 from medley.protocol.conditions import CLASSES, TrafficClass
 from medley.transports.shaping.contract import Connections, Limits, Moved, Sender, Timer
 from medley.transports.shaping.pipe import now_s, until
@@ -18,7 +19,7 @@ TLS_UP_NBYTES, TLS_DOWN_NBYTES = 3000, 3000  # a mutual handshake with certifica
 Item = TypeVar("Item")
 
 
-class SilentLink(Exception):
+class SilentLink(TimeoutError):
     """The link carries nothing for so long that keepalive would have ended the stream."""
 
 
@@ -48,8 +49,8 @@ class Conversation:
         self._up: dict[TrafficClass, _Way] = {one: _Way(up) for one, (up, _) in streams.items()}
         self._down: dict[TrafficClass, _Way] = {one: _Way(down) for one, (_, down) in streams.items()}
 
-    async def open(self) -> None:
-        """Let the time of TCP's and TLS's handshakes pass. Raises SilentLink."""
+    async def open(self) -> str:
+        """Let the time of TCP's and TLS's handshakes pass; why they came to nothing, else an empty sentence."""
         limits, began_s = self._link.limits, now_s(self._link.timer)
         up, down = self._up["task"], self._down["task"]
         at_s = began_s + up.sender.handshake_s(began_s)
@@ -57,13 +58,12 @@ class Conversation:
             at_s = up.arrival_s(at_s, TLS_UP_NBYTES, limits.silent_s)
             at_s = down.arrival_s(at_s, TLS_DOWN_NBYTES, limits.silent_s)
         await until(self._link.timer, min(at_s, began_s + limits.silent_s))
-        if at_s - began_s > limits.silent_s:
-            raise SilentLink("no connection: the emulated link carries nothing")
+        return "no connection: the emulated link carries nothing" if at_s - began_s > limits.silent_s else ""
 
     def up(self) -> Lane[bytes]:
         return Lane(self._up, self._link, self._count_up)
 
-    def down(self) -> Lane[object]:
+    def down(self) -> Lane[wire.Envelope]:
         return Lane(self._down, self._link, self._count_down)
 
     def _count_up(self, nbytes: int) -> None:

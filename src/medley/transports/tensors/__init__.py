@@ -16,7 +16,7 @@ from medley.transports.tensors.contract import (
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.partfile import FilePart
 from medley.transports.tensors.plane import TensorPlane
-from medley.transports.tensors.ways import Detour, Transport, Ways
+from medley.transports.tensors.ways import Detour, Emulated, Transport, Ways
 from medley.transports.tensors.wire import Header, Kind, digest_of
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Already",
     "Curve",
     "Detour",
+    "Emulated",
     "FilePart",
     "Header",
     "Keeper",

@@ -98,8 +98,8 @@ class Dialling:
         return dialled
 
     def _connect(self, peer: Peer, way: Way, now: float) -> Dialled:
-        detour = self._choice.ways.detour
-        dialled = dial(self._context, peer, self._identity, self._host.limits, self._host.counters, way, detour)
+        ways = self._choice.ways
+        dialled = dial(self._context, peer, self._identity, self._host.limits, self._host.counters, way, ways)
         dialled.link.heard_at = now
         return dialled
 

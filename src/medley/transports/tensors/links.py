@@ -15,7 +15,7 @@ import zmq
 from medley.transports.tensors.contract import Buffer, Limits, Peer
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.pace import Pace
-from medley.transports.tensors.ways import Detour, Way
+from medley.transports.tensors.ways import Way, Ways
 from medley.transports.tensors.wire import BODY_NBYTES_MAX, HEADER_NBYTES, Flag, Frame, Type
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def dial(
     limits: Limits,
     counters: Counter[str],
     way: Way,
-    detour: Detour | None,
+    ways: Ways,
 ) -> Dialled:
     """Connect a DEALER to `peer`. Nothing is queued before the handshake is done (IMMEDIATE)."""
     socket = context.socket(zmq.DEALER)
@@ -148,10 +148,14 @@ def dial(
         identity.apply_as_client(socket, peer.public_key)
     monitor = socket.get_monitor_socket(EVENTS)
     if way.relayed:
-        assert detour is not None
-        socket.setsockopt_string(zmq.SOCKS_PROXY, detour.proxy)
-        socket.connect(detour.named(peer, way.why))
+        assert ways.detour is not None
+        socket.setsockopt_string(zmq.SOCKS_PROXY, ways.detour.proxy)
+        socket.connect(ways.detour.named(peer, way.why))
     else:
+        if ways.emulated is not None:
+            socket.setsockopt_string(zmq.SOCKS_PROXY, ways.emulated.proxy)
+            socket.setsockopt_string(zmq.SOCKS_USERNAME, ways.emulated.secret)
+            socket.setsockopt_string(zmq.SOCKS_PASSWORD, ways.emulated.secret)
         socket.ipv6 = "[" in peer.endpoint
         socket.connect(peer.endpoint)
     return Dialled(peer, Link(socket, (), peer.public_key or b"", counters), monitor, way)

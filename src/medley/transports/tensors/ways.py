@@ -36,11 +36,20 @@ class Detour:
 
 
 @dataclass(frozen=True, slots=True)
+class Emulated:
+    """A bad link on purpose: the SOCKS5 proxy that direct connections pass; `secret` is its name and password."""
+
+    proxy: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ways:
     """What this machine may use. Without a detour every way is direct."""
 
     transport: Transport = "auto"
     detour: Detour | None = None
+    emulated: Emulated | None = None
 
 
 @dataclass(slots=True)
