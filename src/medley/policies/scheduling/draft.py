@@ -69,6 +69,7 @@ class Draft:
         self.jobs_why: dict[JobId, str] = {}
         self._short: set[tuple[object, ...]] = set()  # wants that what is free cannot meet
         free = self._keep()
+        self.had = frozenset(name for name, nodes in self.given.items() if nodes)  # who begins now loses nothing now
         self.free = Free(free, order)
 
     def _keep(self) -> list[NodeFacts]:

@@ -6,7 +6,7 @@ from medley.policies.scheduling.view import AGEING_NS, JobFacts, Scheduler
 from medley.protocol.errors import UserError, did_you_mean
 
 DEFAULT = "fifo"
-NAMES = ("fifo",)
+NAMES = ("fifo", "priority", "capability", "gale_shapley")
 
 
 def scheduler(name: str) -> Scheduler:
@@ -16,6 +16,18 @@ def scheduler(name: str) -> Scheduler:
             from medley.policies.scheduling import fifo
 
             return fifo.decide
+        case "priority":
+            from medley.policies.scheduling import priority
+
+            return priority.decide
+        case "capability":
+            from medley.policies.scheduling import capability
+
+            return capability.decide
+        case "gale_shapley":
+            from medley.policies.scheduling import gale_shapley
+
+            return gale_shapley.decide
         case _:
             raise UserError(f"there is no scheduler '{name}'; {did_you_mean(name, NAMES)}")
 
