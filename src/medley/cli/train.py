@@ -22,6 +22,7 @@ EPILOG = """\b
 Examples:
   medley train examples/demo.yaml
   medley train examples/medquad.yaml --set data.path=MedQuAD --set train.max_minutes=10
+  medley train job.yaml --set network.profile=cellular
   medley train job.yaml --detach
 """
 INTERRUPTED = 130
@@ -89,7 +90,8 @@ def _embedded(asking: Asking, spec: JobSpec, again: str, workers: int, shard_nod
 
     click.echo(f"no coordinator runs here: starting {workers} workers on this machine", err=True)
     directory = coordinator_dir()
-    pool = Pool(directory, workers, 2 if shard_nodes is None else shard_nodes, encrypt=spec.placement.encrypt)
+    shard_nodes = 2 if shard_nodes is None else shard_nodes
+    pool = Pool(directory, workers, shard_nodes, encrypt=spec.placement.encrypt, network=spec.network)
     # The pool saves while its block ends, so what is promised here is true once the command returns.
     with _on_interrupt(f"everything is saved; '{again}' goes on from here"), pool:
         try:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from medley.concurrency import TaskGroup
+from medley.protocol.conditions import Network
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import MedleyError, Unavailable, UserError
 from medley.runtimes.addresses import address_of, is_everywhere, is_loopback, split
@@ -57,6 +58,7 @@ class JoinOptions:
     allow_code: bool
     directory: Path
     transport: str = "auto"
+    network: Network = field(default_factory=Network)
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -311,6 +313,7 @@ def _options_file(options: JoinOptions, member: Member) -> Path:
         allow_code=options.allow_code,
         tensor_ports=os.environ.get(PORTS, "" if alone else TENSOR_PORTS),
         transport=options.transport,
+        network=options.network,
     )
     path = options.directory / "options.json"
     write_private(path, msgspec.json.encode(wanted, enc_hook=str))

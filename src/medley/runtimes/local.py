@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from medley.protocol.conditions import Network
 from medley.protocol.errors import Unavailable, UserError
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.options import write_options
@@ -39,6 +40,8 @@ class Pool:
         environment: dict[str, str] | None = None,
         allow_code: bool = True,
         transport: str = "auto",
+        network: Network | None = None,
+        compute_factors: tuple[float, ...] = (),
     ) -> None:
         self.options = UpOptions(
             directory,
@@ -48,6 +51,8 @@ class Pool:
             environment=environment or {},
             allow_code=allow_code,
             transport=transport,
+            network=network or Network(),
+            compute_factors=compute_factors,
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._operator: OperatorClient | None = None

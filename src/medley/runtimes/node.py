@@ -22,6 +22,7 @@ from medley.concurrency import TaskGroup
 from medley.observe.failpoints import hit
 from medley.observe.logs import logger
 from medley.protocol import effects as fx
+from medley.protocol.conditions import Network
 from medley.protocol.engine import EngineExited, OpenShard, OpenWorker, Progress
 from medley.protocol.engine import Report as EngineReport
 from medley.protocol.errors import MedleyError, PeerError
@@ -45,11 +46,12 @@ from medley.roles.shard import Shard
 from medley.roles.worker import Worker
 from medley.runtimes.addresses import route_to, split
 from medley.runtimes.causes import Causes
-from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM
+from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM, ports
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.leftovers import sweep
 from medley.runtimes.links import Links
 from medley.runtimes.process import EngineProcess
+from medley.runtimes.shaped import Shaping
 from medley.store.artifacts import ArtifactStore
 from medley.transports.control.client import ControlClient, renew
 from medley.transports.identity import Credentials, needs_renewal, signing_request
@@ -67,6 +69,8 @@ class NodeOptions:
 
     `tensor_ports` ("7080-7179") is what a firewall lets through; empty takes any. `transport`: how engines of other
     machines are reached (auto: directly, or through the coordinator; direct; grpc: through the coordinator).
+    `network`: an emulated link that this machine stands behind, whatever its jobs say; `compute_factor`: how many times
+    slower than it can it computes.
     """
 
     name: NodeId
@@ -80,6 +84,8 @@ class NodeOptions:
     tensor_ports: str = ""
     encrypt: bool = True
     transport: str = "auto"
+    network: Network = field(default_factory=Network)
+    compute_factor: float = 1.0
 
 
 @dataclass(slots=True)
@@ -111,6 +117,15 @@ class NodeHost:
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._client = ControlClient(rng=random.Random(self._boot))
         self._links = Links(options.directory, options.control, options.transport, lambda: self._credentials)
+        self._shaping = Shaping(
+            options.network,
+            options.name,
+            options.worker,
+            options.compute_factor,
+            options.directory,
+            lambda: self._client.shape(self._shaping.control),
+        )
+        self._client.shape(self._shaping.control)
         self._tasks: asyncio.TaskGroup | None = None
         self._heartbeat_s = 1.0
         self._said = ""
@@ -126,6 +141,7 @@ class NodeHost:
             ready = asyncio.Event()
             tasks.create_task(self._links.run(ready))
             await ready.wait()
+            tasks.create_task(self._shaping.run())
             tasks.create_task(self._consume())
             tasks.create_task(self._tick())
             tasks.create_task(self._beat())
@@ -220,6 +236,7 @@ class NodeHost:
         while True:
             await self._clock.sleep(self._heartbeat_s)
             self._send(self._heartbeat())
+            self._shaping.note()
 
     def _told(self, message: ToNode) -> None:
         self._links.told(message)
@@ -259,6 +276,7 @@ class NodeHost:
         else:
             role = Shard(message)
         self._roles[key] = Hosted(role)
+        self._shaping.assigned(key[0], message.plan)
         self._log.info("assigned", job=key[0], shard=key[1], generation=message.generation)
         self._execute(key, role.start())
 
@@ -268,6 +286,8 @@ class NodeHost:
             self._log.info("left", job=key[0], shard=key[1], reason=message.reason)
             if hosted.task is not None:
                 hosted.task.cancel()
+            if not any(job == key[0] for job, _ in self._roles):
+                self._shaping.left(key[0])
 
     def _give(self, key: Key, event: Event) -> None:
         hosted = self._roles.get(key)
@@ -311,7 +331,7 @@ class NodeHost:
             steady = now_ns - hosted.born_ns > STEADY_NS
             delay_s = hosted.respawn_s = RESPAWN_FIRST_S if steady else min(2 * hosted.respawn_s, RESPAWN_LAST_S)
         kind = "worker" if isinstance(effect.command, OpenWorker) else "shard"
-        process = EngineProcess(kind, lambda report: self._reported(key, process, report), self._environment())
+        process = EngineProcess(kind, lambda report: self._reported(key, process, report), self._environment(key))
         process.say(effect.command)
         hosted.process = process
         hosted.born_ns = now_ns + int(delay_s * NS_PER_S)
@@ -322,18 +342,24 @@ class NodeHost:
             await self._clock.sleep(delay_s)
         await process.run()
 
-    def _environment(self) -> dict[str, str]:
+    def _host(self) -> str:
+        return self._options.tensor_host or route_to(split(self._options.control)[0])
+
+    def _environment(self, key: Key) -> dict[str, str]:
         options = self._options
         return {
-            HOST: options.tensor_host or route_to(split(options.control)[0]),
+            HOST: self._host(),
             PORTS: options.tensor_ports,
             ENCRYPT: "1" if options.encrypt else "0",
             ROOM: str(options.directory),
             "OMP_NUM_THREADS": str(options.threads or 1),
             **self._links.environment(),
+            **self._shaping.environment(key[0], key[1] >= 0),
         }
 
     def _reported(self, key: Key, process: EngineProcess, report: EngineReport) -> None:
+        report = self._shaping.reported(key[0], key[1] >= 0, report, self._host(), ports(self._options.tensor_ports))
+
         def act() -> None:
             hosted = self._roles.get(key)
             if hosted is None or hosted.process is not process:

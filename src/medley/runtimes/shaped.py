@@ -6,20 +6,29 @@ because the node's own process carries the bytes of its engines too. Exists only
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
+from typing import Any
 
 from medley.concurrency import TaskGroup
 from medley.policies.tcp import Bottleneck, Delay, Stream, bottleneck
+from medley.protocol.codec import parse
 from medley.protocol.conditions import Conditions, Network, TrafficClass, conditions_of
+from medley.protocol.engine import Opened, Report
+from medley.protocol.ids import JobId
 from medley.protocol.messages import Address
-from medley.runtimes.addresses import split
+from medley.protocol.plan import Plan
+from medley.runtimes.addresses import LOOPBACK, split
+from medley.runtimes.children.environment import COMPUTE_FACTOR, HOST, LINK, PORTS
 from medley.runtimes.clock import SystemClock
 from medley.transports.shaping import ControlLink, Front, Moved, Proxy, Sender
 
-_LOG = logging.getLogger(__name__)
+MOVED = "network.json"
 
 
 @dataclass(slots=True)
@@ -52,21 +61,20 @@ class ShapedLink:
     def __init__(self, network: Network, machine: str) -> None:
         """Raises UserError for an unknown preset."""
         self.network = network
+        self.moved = Moved()
         self._machine = machine
         self._accesses: dict[Conditions, Access] = {}
         self._clock = SystemClock()
-        self._tasks: TaskGroup | None = None
-        self._fronts: list[Front] = []
-        self.moved = Moved()
-        tensors = self._access("ps_sync")
-        self.compute_factor = tensors.conditions.compute_factor
-        self.shapes_tensors = tensors.conditions.shaped
-        self.proxy = Proxy(tensors.connection, self._clock, moved=self.moved) if self.shapes_tensors else None
-        self.control = ControlLink(lambda one: self._access(one).connection, self._clock, moved=self.moved)
-
-    @property
-    def shapes_control(self) -> bool:
-        return any(self._access(one).conditions.shaped for one in ("heartbeat", "task", "telemetry"))
+        self._serving: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+        self._tensors = self._access("ps_sync")
+        self.compute_factor = self._tensors.conditions.compute_factor
+        self.proxy: Proxy | None = None
+        if self._tensors.conditions.shaped:
+            self.proxy = Proxy(self._tensors.connection, self._clock, moved=self.moved)
+            self._serving.put_nowait(self.proxy.run())
+        self.control: ControlLink | None = None
+        if any(self._access(one).conditions.shaped for one in ("heartbeat", "task", "telemetry")):
+            self.control = ControlLink(lambda one: self._access(one).connection, self._clock, moved=self.moved)
 
     def _access(self, traffic: TrafficClass) -> Access:
         conditions = conditions_of(self.network, traffic)
@@ -86,29 +94,107 @@ class ShapedLink:
     async def run(self) -> None:
         """Serve until cancelled."""
         async with TaskGroup() as tasks:
-            self._tasks = tasks
-            if self.proxy is not None:
-                tasks.create_task(self.proxy.run())
-            for front in self._fronts:
-                tasks.create_task(front.run())
+            while True:
+                tasks.create_task(await self._serving.get())
 
-    def fronted(self, address: Address, host: str, ports: range) -> Address:
-        """The address for others of an engine that listens on loopback. OSError when no port is free."""
-        target = split(address.endpoint.removeprefix("tcp://"))
-        front = self._front(target, host, ports)
-        self._fronts.append(front)
-        if self._tasks is not None:
-            self._tasks.create_task(front.run())
+    def fronted(self, address: Address, host: str, wanted: Sequence[int]) -> Address:
+        """The address for others of an engine that listens on loopback; any port where none of these is free."""
+        front = self._front(split(address.endpoint.removeprefix("tcp://")), host, wanted)
+        self._serving.put_nowait(front.run())
         bracketed = f"[{host}]" if ":" in host else host
         return replace(address, endpoint=f"tcp://{bracketed}:{front.port}")
 
-    def _front(self, target: tuple[str, int], host: str, ports: range) -> Front:
-        make: Callable[[int], Front] = lambda port: Front(  # noqa: E731
-            host, port, target, self._access("ps_sync").connection, self._clock, moved=self.moved
-        )
-        for port in ports:
-            try:
-                return make(port)
-            except OSError:
-                _LOG.debug("port %d is taken", port)
-        return make(0) if not ports else make(ports[-1])
+    def _front(self, target: tuple[str, int], host: str, wanted: Sequence[int]) -> Front:
+        def at(port: int) -> Front:
+            return Front(host, port, target, self._tensors.connection, self._clock, moved=self.moved)
+
+        for port in wanted:
+            with contextlib.suppress(OSError):
+                return at(port)
+        return at(0)
+
+
+class Shaping:
+    """Which emulated link a node stands behind: its own, or that of the job it works for. Usually none at all."""
+
+    def __init__(
+        self, own: Network, machine: str, trains: bool, factor: float, room: Path, changed: Callable[[], None]
+    ) -> None:
+        """`trains`: whether a network of `workers` means this machine; `changed`: `control` is another now."""
+        self._machine, self._trains, self._factor, self._changed = machine, trains, factor, changed
+        self._file, self._before, self._noted = room / MOVED, read_moved(room), (0, 0)
+        self._links: dict[str, ShapedLink] = {}
+        self._of_jobs: dict[JobId, ShapedLink] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._own = self._made(own)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with TaskGroup() as tasks:
+            self._tasks = tasks
+            for link in self._links.values():
+                tasks.create_task(link.run())
+            await asyncio.Event().wait()
+
+    @property
+    def control(self) -> ControlLink | None:
+        link = self._own or next(reversed(self._of_jobs.values()), None)
+        return None if link is None else link.control
+
+    def assigned(self, job: JobId, plan: str) -> None:
+        """A job comes to this machine; its network does, too, unless the machine has one of its own."""
+        if self._own is None and job not in self._of_jobs and (link := self._made(parse(plan, Plan).spec.network)):
+            self._of_jobs[job] = link
+            self._changed()
+
+    def left(self, job: JobId) -> None:
+        """Nothing of that job is here any more."""
+        if self._of_jobs.pop(job, None) is not None:
+            self._changed()
+
+    def environment(self, job: JobId, is_shard: bool) -> dict[str, str]:
+        """What an engine of that job must be told."""
+        link = self._own or self._of_jobs.get(job)
+        factor = self._factor * (link.compute_factor if link is not None else 1.0)
+        told = {COMPUTE_FACTOR: f"{factor:g}"} if factor != 1.0 else {}
+        if link is not None and link.proxy is not None:
+            told[LINK] = f"{link.proxy.address} {link.proxy.secret}"
+            if is_shard:
+                told |= {HOST: LOOPBACK, PORTS: ""}  # others dial its front
+        return told
+
+    def reported(self, job: JobId, is_shard: bool, report: Report, host: str, wanted: Sequence[int]) -> Report:
+        """An engine's report as the node may believe it: a shard is reached by its front."""
+        link = self._own or self._of_jobs.get(job)
+        if link is None or link.proxy is None or not is_shard or not isinstance(report, Opened):
+            return report
+        return Opened(link.fronted(report.address, host, wanted))
+
+    def note(self) -> None:
+        """Keep what has crossed emulated links so far, this machine's earlier lives included, for who reports it."""
+        moved = [link.moved for link in self._links.values()]
+        up, down = sum(one.up_nbytes for one in moved), sum(one.down_nbytes for one in moved)
+        if (up, down) != self._noted:
+            self._noted = up, down
+            fresh = self._file.with_suffix(".new")
+            fresh.write_text(json.dumps({"up_nbytes": up + self._before[0], "down_nbytes": down + self._before[1]}))
+            fresh.replace(self._file)
+
+    def _made(self, network: Network) -> ShapedLink | None:
+        if not network.shaped or not (self._trains or network.machines == "all"):
+            return None
+        key = repr(network)
+        if key not in self._links:
+            link = self._links[key] = ShapedLink(network, self._machine)
+            if self._tasks is not None:
+                self._tasks.create_task(link.run())
+        return self._links[key]
+
+
+def read_moved(room: Path) -> tuple[int, int]:
+    """Bytes that crossed the emulated link of the node that lives there: from it, and to it. Zeros where none did."""
+    try:
+        kept = json.loads((room / MOVED).read_text())
+        return int(kept["up_nbytes"]), int(kept["down_nbytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medley.concurrency import TaskGroup
+from medley.protocol.conditions import Network
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.addresses import advertised, is_loopback, reachable_here
 from medley.runtimes.children.environment import MEMORY_SHARE, PORTS, ports
@@ -38,6 +39,8 @@ class UpOptions:
     """`workers` machines that train and `shard_nodes` that hold parameters are started here as processes.
 
     With no shard nodes the workers hold the parameters too. `tensor_ports` counts only where other machines may come.
+    `network`: the emulated link of each of these machines; `compute_factors`: of the workers, in their order, how many
+    times slower than they can they compute (1 for those that are missing).
     """
 
     directory: Path
@@ -54,6 +57,8 @@ class UpOptions:
     allow_code: bool = True
     tensor_ports: str = TENSOR_PORTS
     transport: str = "auto"  # of the nodes started here
+    network: Network = field(default_factory=Network)
+    compute_factors: tuple[float, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -216,9 +221,11 @@ class LocalPool:
         options = self.options
         names = [(f"worker-{n + 1}", True) for n in range(options.workers)]
         names += [(f"shard-{n + 1}", False) for n in range(options.shard_nodes)]
-        return [self._node(name, worker, str(address["control"])) for name, worker in names]
+        factors = [*options.compute_factors[: options.workers], *[1.0] * len(names)][: len(names)]
+        control = str(address["control"])
+        return [self._node(*name, control, factor) for name, factor in zip(names, factors, strict=True)]
 
-    def _node(self, name: str, worker: bool, control: str) -> Child:
+    def _node(self, name: str, worker: bool, control: str, compute_factor: float) -> Child:
         options = self.options
         place = options.directory / "nodes" / name
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -235,6 +242,8 @@ class LocalPool:
             tensor_ports=self.ports,
             encrypt=options.encrypt,
             transport=options.transport,
+            network=options.network,
+            compute_factor=compute_factor,
         )
         now_ns = SystemClock().wall_ns()
         Authority.open(options.directory, now_ns).enrol(name, "node", now_ns).save(place / "credentials.pem")
