@@ -1,11 +1,14 @@
-"""Speed of the tensor plane against raw pyzmq (same frames, same window) and gRPC byte streaming, two processes each.
+"""Speed of the tensor plane against raw pyzmq (same frames, same window) and gRPC byte streaming, two processes each;
+and of the same plane through pipes (docs/design/links.md), with the processes that carry them.
 
 Prints one line of JSON. Rounds are interleaved and medians taken, because a busy machine slows them all alike:
 
     python bench/tensors.py [--mib 256] [--rounds 5] [--out FILE]
 
 `ratio_*` compares bytes per second within each round (median of rounds, mean of push and pull). gRPC encrypted uses TLS
-with a throw-away certificate.
+with a throw-away certificate. `ratio_vault_pipe` and `ratio_shard_pipe` are the plane through the coordinator to its
+own vault, and to a shard that only its node reaches, against the plane directly; all on one machine, so the processes
+that carry the bytes compete with the two that send and receive them.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import json
 import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import zmq
+from tunnels import serve_node, serve_relay, ways_through
 
 from medley.transports.tensors import Accept, Curve, Header, Kind, Limits, Peer, Refuse, Source, TensorPlane
 from medley.transports.tensors.heap import keep_freed_chunks
@@ -67,10 +72,15 @@ def serve_plane(pipe: Connection, nbytes: int, server: Curve | None, client: Cur
 
 
 class PlaneClient:
-    def __init__(self, endpoint: str, server: Curve | None, client: Curve | None) -> None:
+    def __init__(
+        self, endpoint: str, server: Curve | None, client: Curve | None, gate: tuple[str, str] | None = None
+    ) -> None:
         self.peer = Peer(endpoint, server.public_key if server else None)
         self.runner = asyncio.Runner()
-        opening = TensorPlane.open("127.0.0.1", identity=client, handler=Echo(0), limits=Limits(floor_s=60.0))
+        ways = ways_through(*gate) if gate else None
+        opening = TensorPlane.open(
+            "127.0.0.1", identity=client, handler=Echo(0), limits=Limits(floor_s=60.0), ways=ways
+        )
         self.plane = self.runner.run(opening)
         self.sequence = 0
 
@@ -273,6 +283,21 @@ class Contender:
         endpoint = self._start(context, serve, nbytes, *server_args)
         self._start(context, drive, nbytes, client, endpoint, *client_args)
 
+    @classmethod
+    def through_pipe(cls, nbytes: int, keys: list[Curve | None], room: str, *, vault: bool) -> Self:
+        """The plane, its client, and what lies between them: the relay, the client's node and, for a shard, its own."""
+        made = cls.__new__(cls)
+        made.ends = []
+        context = multiprocessing.get_context("spawn")
+        endpoint = made._start(context, serve_plane, nbytes, *keys)
+        control = made._start(context, serve_relay, room, endpoint, vault)
+        key = keys[0].public_key if keys[0] else b""
+        gates = [
+            made._start(context, serve_node, room, node, control, endpoint, key) for node in ("a" if vault else "ba")
+        ]
+        made._start(context, drive, nbytes, PlaneClient, endpoint, *keys, gates[-1])
+        return made
+
     def _start(self, context: Any, target: Any, *args: Any) -> Any:
         ours, theirs = context.Pipe()
         process = context.Process(target=target, args=(theirs, *args), daemon=True)
@@ -281,7 +306,7 @@ class Contender:
         return ours.recv()
 
     def run(self, way: str) -> float:
-        pipe = self.ends[1][1]
+        pipe = self.ends[-1][1]
         pipe.send(way)
         return pipe.recv()
 
@@ -292,7 +317,7 @@ class Contender:
             process.join(10)
 
 
-def measure(nbytes: int, rounds: int, encrypted: bool) -> dict[str, Any]:
+def measure(nbytes: int, rounds: int, encrypted: bool, room: str) -> dict[str, Any]:
     """Median bytes per second of each contender and direction, over interleaved rounds after one to warm up."""
     keys = [Curve.generate(), Curve.generate()] if encrypted else [None, None]
     certificate = [throw_away_certificate() if encrypted else None]
@@ -300,6 +325,8 @@ def measure(nbytes: int, rounds: int, encrypted: bool) -> dict[str, Any]:
         "plane": Contender(serve_plane, PlaneClient, nbytes, keys, keys),
         "raw_zmq": Contender(serve_raw, RawClient, nbytes, keys, keys),
         "grpc": Contender(serve_grpc, GrpcClient, nbytes, certificate, certificate),
+        "vault_pipe": Contender.through_pipe(nbytes, keys, f"{room}/vault{encrypted}", vault=True),
+        "shard_pipe": Contender.through_pipe(nbytes, keys, f"{room}/shard{encrypted}", vault=False),
     }
     speeds: dict[str, dict[str, list[float]]] = {name: {"push": [], "pull": []} for name in contenders}
     for round_ in range(rounds + 1):
@@ -317,6 +344,8 @@ def summary(speeds: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     return {
         "ratio_vs_raw_zmq": ratio(speeds["plane"], speeds["raw_zmq"]),
         "ratio_vs_grpc": ratio(speeds["plane"], speeds["grpc"]),
+        "ratio_vault_pipe": ratio(speeds["vault_pipe"], speeds["plane"]),
+        "ratio_shard_pipe": ratio(speeds["shard_pipe"], speeds["plane"]),
         "bytes_per_s": {
             name: {way: round(statistics.median(runs)) for way, runs in ways.items()} for name, ways in speeds.items()
         },
@@ -336,14 +365,15 @@ def main() -> None:
     parser.add_argument("--out", help="also write the line to this file")
     options = parser.parse_args()
     nbytes = options.mib * MIB
-    figure = {
-        "figure": "tensor_plane",
-        "object_nbytes": nbytes,
-        "chunk_nbytes": CHUNK_NBYTES,
-        "rounds": options.rounds,
-        **measure(nbytes, options.rounds, encrypted=False),
-        "encrypted": measure(nbytes, options.rounds, encrypted=True),
-    }
+    with tempfile.TemporaryDirectory() as room:
+        figure = {
+            "figure": "tensor_plane",
+            "object_nbytes": nbytes,
+            "chunk_nbytes": CHUNK_NBYTES,
+            "rounds": options.rounds,
+            **measure(nbytes, options.rounds, False, room),
+            "encrypted": measure(nbytes, options.rounds, True, room),
+        }
     line = json.dumps(figure)
     print(line)
     if options.out:
