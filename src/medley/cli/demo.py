@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import click
 from medley.cli.shown import duration, figure, percent
 
 if TYPE_CHECKING:
-    from medley.jobs.demonstration import Demonstration, Findings
+    from medley.jobs.demonstration import Demonstration, Findings, Link
     from medley.jobs.progress import Progress
     from medley.runtimes.local import Pool
 
@@ -22,6 +23,7 @@ EPILOG = """\b
 Examples:
   medley demo
   medley demo --minutes 2 --workers 2 --json report.json
+  medley demo --network cellular
   medley demo --stay
 """
 PLAIN_EVERY_S = 10.0
@@ -33,27 +35,33 @@ SHOWN = 5
     "--minutes", type=click.FloatRange(0.1, 600), default=4.0, show_default=True, help="Training time, at most."
 )
 @click.option("--workers", type=click.IntRange(1, 16), default=3, show_default=True, help="Worker processes.")
+@click.option("--network", metavar="PRESET", default="none", help="Put the workers behind an emulated bad link.")
 @click.option("--stay", is_flag=True, help="Keep the page and the API up afterwards, until Ctrl-C.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write a report to this file ('-': stdout).")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Its files. Default: below ~/.medley/runs.")
-def command(minutes: float, workers: int, stay: bool, json_file: Path | None, directory: Path | None) -> None:
+def command(
+    minutes: float, workers: int, network: str, stay: bool, json_file: Path | None, directory: Path | None
+) -> None:
     """Train a small language model across processes, kill one, and ask the result questions.
 
     Starts a coordinator, two parameter shards and three workers, as processes that talk over real sockets; trains a
     Llama of about 5 M parameters from scratch on built-in health questions and answers; kills a worker midway.
     """
+    from medley.jobs.emulation import network_named
     from medley.jobs.home import home
     from medley.runtimes.clock import SystemClock
     from medley.runtimes.local import Pool
 
+    link = replace(network_named(network), machines="workers")
     if json_file is not None:
         _check_writable(json_file)
     screen = Screen(to_stderr=str(json_file) == "-")
     clock = SystemClock()
     began_ns = clock.now_ns()
-    with Pool(directory or home() / "runs" / f"demo-{secrets.token_hex(3)}", workers, 2) as pool:
+    directory = directory or home() / "runs" / f"demo-{secrets.token_hex(3)}"
+    with Pool(directory, workers, 2, network=link) as pool:
         try:
-            demonstration = _train(pool, screen, workers, minutes)
+            demonstration = _train(pool, screen, workers, minutes, network)
             _ask(demonstration, screen)
         except KeyboardInterrupt:
             pool.abandon()  # nobody goes on with a demonstration: there is nothing to save
@@ -80,16 +88,19 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"--json: {path} cannot be written: give a file in a directory of yours, or '-'")
 
 
-def _train(pool: Pool, screen: Screen, workers: int, minutes: float) -> Demonstration:
+def _train(pool: Pool, screen: Screen, workers: int, minutes: float, network: str) -> Demonstration:
     from medley.data.corpus import NOTICE
     from medley.jobs.demonstration import SHARD_NODES, Demonstration
+    from medley.jobs.emulation import in_words
 
     screen.say(f"Medley demo: a coordinator, {SHARD_NODES} shards, {workers} workers; {minutes:g} minutes of training")
     screen.say(NOTICE)
+    if network != "none":
+        screen.say(f"each worker stands behind an emulated link, {in_words(network)}")
     screen.say(f"live page: {pool.address['http']}")
     pool.wait_ready()
     screen.say("all processes are connected; data, tokenizer and model are prepared")
-    demonstration = Demonstration(pool, screen, workers, minutes)
+    demonstration = Demonstration(pool, screen, workers, minutes, network)
     with screen:
         demonstration.run()
     return demonstration
@@ -119,6 +130,19 @@ def _tell(found: Findings, screen: Screen) -> None:
         f"{found.answers_good} of {found.answers_total} questions were answered well.\n"
         f"The model is in {found.model}; ask it yourself:\n"
         f'  medley ask {name} "What are the symptoms of asthma?"'
+    )
+    if found.network is not None:
+        screen.say(_cost(found.network))
+
+
+def _cost(link: Link) -> str:
+    from medley.jobs.emulation import size
+
+    both = link.up_nbytes + link.down_nbytes
+    return (
+        f"\nWhat the link '{link.profile}' cost: the workers received {size(link.down_nbytes)} and sent "
+        f"{size(link.up_nbytes)} through it;\none stream would take {duration(both / link.goodput_bytes_per_s)} for "
+        "all of that, the network of this machine well under a second."
     )
 
 

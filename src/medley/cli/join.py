@@ -31,6 +31,9 @@ TRANSPORTS = ("auto", "direct", "grpc")
     show_default=True,
     help="How tensors travel: directly where that works, only directly, or all through the coordinator's gRPC port.",
 )
+@click.option(
+    "--network", metavar="PRESET", default="none", help="Emulate a bad link between this machine and all others."
+)
 @click.option("--dir", "directory", metavar="DIR", help="State of this machine as a member. Default: ~/.medley/node.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as one JSON object a line.")
 def command(
@@ -41,6 +44,7 @@ def command(
     no_shard: bool,
     allow_code: bool,
     transport: str,
+    network: str,
     directory: str | None,
     as_json: bool,
 ) -> None:
@@ -51,6 +55,7 @@ def command(
     """
     from pathlib import Path
 
+    from medley.jobs.emulation import network_named
     from medley.jobs.home import node_dir
     from medley.protocol.errors import UserError
     from medley.runtimes.addresses import split
@@ -74,6 +79,7 @@ def command(
             allow_code=allow_code,
             directory=Path(directory).expanduser() if directory else node_dir(),
             transport=transport,
+            network=network_named(network),
         ),
         tell,
     )

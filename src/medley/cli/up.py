@@ -28,6 +28,7 @@ PORT = click.IntRange(0, 65535)
 )
 @click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="Workers on this machine.")
 @click.option("--no-workers", is_flag=True, help="Lend this machine's own processor to nobody.")
+@click.option("--network", metavar="PRESET", default="none", help="Emulate a bad link for the workers on this machine.")
 @click.option("--dir", "directory", metavar="DIR", help="State of the coordinator. Default: ~/.medley/coordinator.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one line of JSON.")
 def command(
@@ -38,6 +39,7 @@ def command(
     advertise: tuple[str, ...],
     workers: int,
     no_workers: bool,
+    network: str,
     directory: str | None,
     as_json: bool,
 ) -> None:
@@ -46,6 +48,7 @@ def command(
     It goes on with whatever its directory holds: after a crash or a restart, jobs resume by themselves. Ctrl-C saves
     everything and stops.
     """
+    from medley.jobs.emulation import network_named
     from medley.jobs.home import coordinator_dir, is_running
     from medley.protocol.errors import UserError
     from medley.protocol.hosts import is_loopback
@@ -68,6 +71,7 @@ def command(
         advertised=tuple(advertise),
         workers=0 if no_workers else workers,
         announce=not is_loopback(host),
+        network=network_named(network),
     )
     with _one_sentence():
         if as_json:

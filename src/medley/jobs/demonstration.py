@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medley.data.corpus import load_checks, load_pairs
+from medley.jobs.emulation import crossed, goodput
 from medley.jobs.listening import OVER, live, patiently
 from medley.jobs.progress import Progress
+from medley.protocol.conditions import preset
 from medley.protocol.errors import UserError
 from medley.protocol.ids import NS_PER_S
 from medley.runtimes.clock import SystemClock
@@ -27,10 +29,25 @@ GOOD = 0.5  # ROUGE-L from which an answer counts as good
 KILL_AT = 0.45  # fraction of the training after which a worker dies
 EPOCHS = 6.0  # many small steps: that is what 320 answers in many wordings want
 SHARD_NODES = 2
+SLOW_BYTES_PER_S = 1e6
 
 
-def specification(workers: int, minutes: float) -> dict[str, Any]:
-    """The demo's job: about 5 M parameters, from scratch, until its epochs or the minutes are over."""
+def specification(workers: int, minutes: float, network: str = "none") -> dict[str, Any]:
+    """The demo's job: about 5 M parameters, from scratch, until its epochs or the minutes are over.
+
+    Behind a link that carries less than SLOW_BYTES_PER_S a smaller model takes many steps between two small updates.
+    """
+    spec = _specification(workers, minutes)
+    spec["network"] = {"profile": network}
+    if goodput(preset(network)) < SLOW_BYTES_PER_S:
+        spec["model"] |= {"base": "llama-nano", "vocab_size": 1024}
+        spec["train"]["sync"] = {"mode": "local-sgd", "local_steps": 25}
+        spec["train"]["compression"] = {"kind": "int8"}
+        spec["train"]["eval_every_commits"] = 5
+    return spec
+
+
+def _specification(workers: int, minutes: float) -> dict[str, Any]:
     return {
         "name": "demo",
         "model": {"base": "llama-tiny", "vocab_size": 4096, "context_tokens": 128},
@@ -58,6 +75,17 @@ class Answer:
     rouge_l: float
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The emulated link of the workers, and the bytes that crossed it, of all of them together."""
+
+    profile: str
+    rtt_ms: float
+    goodput_bytes_per_s: float
+    up_nbytes: int
+    down_nbytes: int
+
+
 @dataclass(slots=True)
 class Findings:
     """What the demonstration measured; `--json` writes it."""
@@ -78,6 +106,7 @@ class Findings:
     answers: list[Answer] = field(default_factory=list)
     job: str = ""
     model: str = ""
+    network: Link | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,10 +123,10 @@ class Teller(Protocol):
 class Demonstration:
     """One run of it. `run` trains and kills; `answer` asks the trained weights."""
 
-    def __init__(self, pool: Pool, teller: Teller, workers: int, minutes: float) -> None:
+    def __init__(self, pool: Pool, teller: Teller, workers: int, minutes: float, network: str = "none") -> None:
         self._pool = pool
         self._teller = teller
-        self._spec = specification(workers, minutes)
+        self._spec = specification(workers, minutes, network)
         self._minutes = minutes
         self._victim = "worker-2" if workers > 1 else "worker-1"
         self._clock = SystemClock()
@@ -159,6 +188,14 @@ class Demonstration:
         found.samples_missing, found.samples_doubled = job["missing"], job["doubled"]
         found.tokens_per_s = job["tokens"] / job["elapsed_s"] if job["elapsed_s"] else 0.0
         found.model = job["export"]
+        found.network = self._link()
+
+    def _link(self) -> Link | None:
+        profile = self._spec["network"]["profile"]
+        if profile == "none":
+            return None
+        conditions, moved = preset(profile), crossed(self._pool.options.directory / "nodes")
+        return Link(profile, conditions.rtt_ms, goodput(conditions), moved.up_nbytes, moved.down_nbytes)
 
     def answer(self) -> Iterator[Answer]:
         """The check questions, one by one, answered by the exported weights alone."""
