@@ -157,8 +157,10 @@ class Shard:
         return effects if self.damaged is None else [*effects, Report(self.damaged)]
 
     def _assigned(self, message: AssignShard) -> list[Effect]:
-        if message.generation < self.generation or message == self.assignment:
+        if message.generation < self.generation:
             return []
+        if message == self.assignment:
+            return self._reintroduce()  # it was struck off and named again: what it said meanwhile was refused
         reload = self.engine in ("loading", "ready")
         self.assignment = message
         self._forget()

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[e.Report], None]
 PINS_MAX = 4
-ACKNOWLEDGED_MAX = 64  # updates whose pushes an engine remembers
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +70,6 @@ class WorkerEngine:
     generation: int = 0
     pulled: tuple[int, int] = (-1, -1)  # generation, version
     updates: dict[str, Update] = field(default_factory=dict)
-    acknowledged: dict[tuple[str, str], None] = field(default_factory=dict)  # update, endpoint
     moving: set[tuple[str, str]] = field(default_factory=set)
     carrying: bool = False
     queue: deque[e.Compute | e.Measure] = field(default_factory=deque)
@@ -197,7 +195,8 @@ class WorkerEngine:
         base = self.base
         for route in self.routes:
             key = (command.update, route.primary.endpoint)
-            if key in self.acknowledged or key in self.moving:
+            there = base.world.sockets.get(key[1])
+            if key in self.moving or (there is not None and command.update in there.staged):
                 continue
             self.moving.add(key)
             nbytes = sum(update.result.nbytes[i] for i in route.blocks)
@@ -213,8 +212,6 @@ class WorkerEngine:
             assert not self.carrying, "one carry at a time"
             self.carrying = True
         self.arithmetic.settle(command.update, carry)
-        while len(self.acknowledged) > ACKNOWLEDGED_MAX * max(1, len(self.routes)):
-            self.acknowledged.pop(next(iter(self.acknowledged)))
 
     def refusal(self, shard: ShardEngine | None, route: Route) -> str:
         """Why this shard's socket does not serve us; empty if it does."""
@@ -336,8 +333,7 @@ class Pushing:
         base.busy("push", self.start_ns)
         parts = {i: update.result.blocks[i] for i in self.route.blocks}
         nbytes = sum(update.result.nbytes[i] for i in self.route.blocks)
-        if shard.stage(command.generation, command.update, parts, nbytes, update.finite):
-            engine.acknowledged[self.key] = None
+        shard.stage(command.generation, command.update, parts, nbytes, update.finite)
 
 
 @dataclass(slots=True, eq=False)
