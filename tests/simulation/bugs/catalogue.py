@@ -320,8 +320,8 @@ RUN = [
     _bug(
         "no fence between generations",
         ROLES + "run",
-        "        elif message.job != ctx.job or message.generation != ctx.generation or self.over:\n",
-        "        elif message.job != ctx.job or self.over:\n",
+        "message.job != ctx.job or message.generation != ctx.generation or self.over",
+        "message.job != ctx.job or self.over",
         "J3",
         "S1",
         "T1",

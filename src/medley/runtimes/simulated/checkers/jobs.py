@@ -84,7 +84,7 @@ class Jobs(Watcher):
         if account is None or said.generation != account.generation or said.fatal:
             return
         for lease in said.leases:
-            held = account.leases.get(lease) or self.returned.get((said.job, lease))
+            held = self.returned.get((said.job, lease))
             if held is None or held.node != node:
                 continue
             key = (said.job, held.span.epoch, held.span.start)

@@ -64,6 +64,7 @@ def _revoke_machine(storm: Storm, random: Random) -> Iterator[str]:
     except (Fenced, Full):
         return
     storm.world.persisted("pool", record, body)
+    host.role.revoked[node.name] = record.reason
     host.handle(Expel(node.name, record.reason))
 
 
