@@ -12,7 +12,8 @@ from .source import ROOT
 
 EXPERIMENTS = sorted((ROOT / "examples" / "experiments").glob("*.yaml"))
 FOUND = sorted(path for folder in ("examples", "deploy") for path in (ROOT / folder).rglob("*.yaml"))
-SHIPPED = [path for path in FOUND if path not in EXPERIMENTS]
+FLEETS = [ROOT / "examples" / name for name in ("fleet.yaml", "laptop.yaml")]  # of `medley whatif`
+SHIPPED = [path for path in FOUND if path not in EXPERIMENTS and path not in FLEETS]
 
 
 @pytest.mark.skipif(not (ROOT / "src/medley/jobs/load.py").is_file(), reason="no loader yet")
@@ -26,3 +27,10 @@ def test_shipped_job_loads(path: Path) -> None:
 def test_shipped_experiment_loads_with_every_point_of_its_sweep(path: Path) -> None:
     load_experiment = importlib.import_module("medley.jobs.experiments.load").load_experiment
     assert load_experiment(path).points
+
+
+@pytest.mark.parametrize("path", FLEETS, ids=lambda path: path.name)
+def test_shipped_fleet_loads(path: Path) -> None:
+    machines = importlib.import_module("medley.jobs.machines")
+    size = importlib.import_module("medley.policies.costs").Size(1)
+    assert machines.read_fleet(path, lambda device: size).machines

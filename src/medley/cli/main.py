@@ -36,10 +36,15 @@ COMMANDS: dict[str, Entry] = {
     "join": Entry("medley.cli.join:command", "Lend this machine to a coordinator."),
     "token": Entry("medley.cli.token:command", "Create and list the tokens that let machines join."),
     "train": Entry("medley.cli.train:command", "Run a training job from a YAML or JSON file."),
+    "whatif": Entry("medley.cli.whatif:command", "Say what a job would take on these machines, or on others."),
     "jobs": Entry("medley.cli.jobs:command", "List jobs; show, follow, cancel or resume one."),
     "status": Entry("medley.cli.status:command", "Say how the coordinator and its jobs are doing."),
     "nodes": Entry("medley.cli.nodes:command", "List the machines that joined, and what each can do."),
     "explain": Entry("medley.cli.explain:command", "Tell the decisions about a job or a machine, with reasons."),
+    "simulate": Entry(
+        "medley.cli.simulate:command", "Simulate pools of machines: experiments, and checks by the thousand."
+    ),
+    "replay": Entry("medley.cli.replay:command", "Show the events of a simulated run, line by line."),
     "doctor": Entry("medley.cli.doctor:command", "Check this machine: what works, what does not, what to do."),
     "ask": Entry("medley.cli.ask:command", "Ask a model one question."),
     "chat": Entry("medley.cli.chat:command", "Talk with a model."),
