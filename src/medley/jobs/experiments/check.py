@@ -12,14 +12,16 @@ from typing import Any
 
 from medley.jobs.check import check as check_job
 from medley.jobs.experiments import criteria
-from medley.jobs.experiments.fleet import devices_of, presets_of, spec_of
+from medley.jobs.experiments.fleet import devices_of, parameters_of, presets_of, spec_of, tokens_of
 from medley.jobs.experiments.reading import Origin
 from medley.jobs.experiments.spec import MAX_ARRIVALS, MAX_MACHINES, Experiment, Group, Job, Numbers, Words
 from medley.jobs.experiments.tally import COLUMNS
 from medley.policies.costs import PROCESS_NBYTES, shard_nbytes, size_of, worker_nbytes
 from medley.policies.devices import Device
+from medley.policies.scheduling.names import NAMES as SCHEDULERS
 from medley.protocol.conditions import CLASSES, Conditions
 from medley.protocol.errors import UserError, did_you_mean
+from medley.runtimes.simulated.faults import FAULTS
 
 Path = tuple[str, ...]
 Wrong = tuple[Path, str]
@@ -33,6 +35,14 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("target_loss", 0, _INF),
     ("arrivals.count", 0, MAX_ARRIVALS),
     ("arrivals.per_h", 0, 1e6),
+    ("autoscaling.max_nodes", 0, MAX_MACHINES),
+    ("autoscaling.min_nodes", 0, MAX_MACHINES),
+    ("autoscaling.usd_per_h", 0, _INF),
+    ("autoscaling.every_s", 1, 86_400),
+    ("autoscaling.drain_s", 1, 366 * 86_400),
+    ("autoscaling.headroom", 0, 100),
+    ("autoscaling.settle_s", 0, 86_400),
+    ("autoscaling.cooldown_s", 0, 86_400),
 )
 _GROUP_RANGES: tuple[tuple[str, float, float], ...] = (
     ("count", 0, MAX_MACHINES),
@@ -41,10 +51,15 @@ _GROUP_RANGES: tuple[tuple[str, float, float], ...] = (
     ("joins_s", 0, 366 * 86_400),
     ("leaves_s", 0, 366 * 86_400),
 )
+_OFFER_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("available", 0, MAX_MACHINES),
+    ("interruptions_per_h", 0, 3600),
+    ("start_s", 0, 86_400),
+)
 _JOB_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("model.parameters", 1, 1 << 42),
+    ("model.parameters", 0, 1 << 42),
     ("model.frozen_parameters", 0, 1 << 42),
-    ("model.tokens_per_sample", 1, 1 << 20),
+    ("model.tokens_per_sample", 0, 1 << 20),
     ("model.samples", 1, 1 << 40),
     ("model.heldout", 0, 1 << 30),
     ("at_s", 0, 366 * 86_400),
@@ -83,6 +98,9 @@ def _wrong(experiment: Experiment) -> Iterator[Wrong]:
     for name, group in experiment.fleet.items():
         yield from _ranges(group, _GROUP_RANGES, ("fleet", name))
         yield from _group(experiment, name, group)
+    for name, offer in experiment.autoscaling.offers.items():
+        yield from _ranges(offer, _OFFER_RANGES, ("autoscaling", "offers", name))
+    yield from _scaling(experiment)
     yield from _fleet(experiment)
     for name, job in experiment.jobs.items():
         yield from _ranges(job, _JOB_RANGES, ("jobs", name))
@@ -165,9 +183,30 @@ def _fleet(experiment: Experiment) -> Iterator[Wrong]:
         yield path, "fleet has no machine: write at least 'fleet: {workers: {count: 4}}'"
     if many > MAX_MACHINES:
         yield path, f"fleet has {many} machines, but at most {MAX_MACHINES} are allowed"
+    rents = experiment.autoscaling.max_nodes > 0 and bool(experiment.autoscaling.offers)
     for key, does in (("worker", "trains"), ("shard", "holds parameters")):
-        if many and not any(getattr(group, key) and group.count for group in groups):
+        if (
+            many
+            and not (rents and key == "worker")
+            and not any(getattr(group, key) and group.count for group in groups)
+        ):
             yield path, f"fleet has no machine that {does}: leave '{key}' of one group at true"
+
+
+def _scaling(experiment: Experiment) -> Iterator[Wrong]:
+    options, path = experiment.autoscaling, ("autoscaling",)
+    if options.max_nodes and not options.offers:
+        yield (
+            path,
+            "autoscaling.max_nodes is given, but nothing can be rented: describe a machine in autoscaling.offers",
+        )
+    for name, one in options.offers.items():
+        here = (*path, "offers", name)
+        yield from _known(Words(values=(one.device,)), devices_of(experiment), "device", (*here, "device"))
+        if one.network:
+            yield from _known(Words(values=(one.network,)), presets_of(experiment), "preset", (*here, "network"))
+        if one.interruptions_per_h and not one.spot:
+            yield here, f"{'.'.join(here)}: only spot machines are taken away: set spot to true"
 
 
 def _job(experiment: Experiment, name: str, job: Job) -> Iterator[Wrong]:
@@ -195,6 +234,14 @@ def _names(experiment: Experiment) -> Iterator[Wrong]:
         )
     if not experiment.jobs:
         yield ("jobs",), "jobs is empty: write at least 'jobs: {train: {}}'"
+    if experiment.scheduler not in SCHEDULERS:
+        tail = did_you_mean(experiment.scheduler, SCHEDULERS)
+        yield ("scheduler",), f"scheduler: there is no scheduler '{experiment.scheduler}'; {tail}"
+    for name, rate in experiment.faults.items():
+        if name not in FAULTS:
+            yield ("faults", name), f"faults: there is no fault '{name}'; {did_you_mean(name, FAULTS)}"
+        elif not 0 < rate <= 10_000:
+            yield ("faults", name), f"faults.{name} is {rate:g}, but must be above 0 ({FAULTS[name].unit})"
     stream = experiment.arrivals
     if stream.count and experiment.jobs and not any(job.weight for job in experiment.jobs.values()):
         yield ("arrivals",), "arrivals has no job to draw: give one of jobs a weight above 0"
@@ -219,6 +266,8 @@ def _rooms(experiment: Experiment) -> Iterator[Wrong]:
         for role, needs in (("train", _worker_needs), ("keep the parameters of", _shard_needs)):
             able = [group for group in experiment.fleet.values() if _serves(group, role)]
             kinds = sorted({kind for group in able for kind in group.device.values if group.count})
+            if role == "train" and experiment.autoscaling.max_nodes:
+                kinds = sorted({*kinds, *(one.device for one in experiment.autoscaling.offers.values())})
             if kinds and all(needs(job, devices[kind]) > devices[kind].memory_bytes for kind in kinds):
                 most = max((devices[kind] for kind in kinds), key=lambda one: one.memory_bytes)
                 yield (
@@ -233,13 +282,13 @@ def _serves(group: Group, role: str) -> bool:
 
 
 def _worker_needs(job: Job, device: Device) -> int:
-    model = job.model
-    size = size_of(spec_of("job", job), model.parameters, model.frozen_parameters, model.tokens_per_sample, device)
-    return max(worker_nbytes(size, job.train, model.tokens_per_sample), PROCESS_NBYTES)
+    tokens = tokens_of(job)
+    size = size_of(spec_of("job", job), parameters_of(job), job.model.frozen_parameters, tokens, device)
+    return max(worker_nbytes(size, job.train, tokens), PROCESS_NBYTES)
 
 
 def _shard_needs(job: Job, device: Device) -> int:
-    return shard_nbytes(-(-job.model.parameters // job.placement.shards), job.train, 1)
+    return shard_nbytes(-(-parameters_of(job) // job.placement.shards), job.train, 1)
 
 
 def _gib(nbytes: float) -> str:

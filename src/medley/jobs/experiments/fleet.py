@@ -18,6 +18,8 @@ from medley.protocol.spec import Data, JobSpec, Model
 from medley.runtimes.simulated.setup import ArithmeticKind, Arrival, Machine, Setup, Workload
 
 ARITHMETIC: dict[str, ArithmeticKind] = {"modelled": "sizes", "real": "real", "proof": "proof"}
+PARAMETERS, TOKENS = 1_000_000, 256  # of a modelled model that says nothing
+TASK_TOKENS = {"digits-mlp": 1, "lstm": 32, "llama": 32}  # of one sample
 _SMALL_BLOCKS = 4096  # elements: of a real tiny task
 
 
@@ -145,7 +147,10 @@ def _arrival(experiment: Experiment, name: str, job: Job, at_ns: int, repeat: in
 def spec_of(name: str, job: Job, repeat: int = 0, number: int = 0) -> JobSpec:
     """The production job that this stands for; its order of samples differs from repeat to repeat."""
     train = replace(job.train, seed=job.train.seed + 1000 * repeat + number)
-    model = Model(context_tokens=max(job.model.tokens_per_sample, 16))
+    model = Model(context_tokens=max(tokens_of(job), 16))
+    schedule = job.schedule
+    if job.deadline_s and not schedule.deadline_minutes:
+        schedule = replace(schedule, deadline_minutes=job.deadline_s / 60)
     placement = job.placement
     if job.model.task and placement.block_elements > _SMALL_BLOCKS:
         placement = replace(placement, block_elements=_SMALL_BLOCKS)
@@ -156,6 +161,7 @@ def spec_of(name: str, job: Job, repeat: int = 0, number: int = 0) -> JobSpec:
         train=train,
         placement=placement,
         checkpoint=job.checkpoint,
+        schedule=schedule,
     )
 
 
@@ -164,8 +170,18 @@ def workload_of(experiment: Experiment, job: Job) -> Workload:
     return Workload(
         samples=model.samples,
         heldout=model.heldout,
-        parameters=model.parameters,
+        parameters=parameters_of(job),
         frozen_parameters=model.frozen_parameters,
-        tokens_per_sample=model.tokens_per_sample,
+        tokens_per_sample=tokens_of(job),
         task=model.task if experiment.engine == "real" else "",
     )
+
+
+def parameters_of(job: Job) -> int:
+    """That time is charged for; 0: as many as the task has."""
+    return job.model.parameters or (0 if job.model.task else PARAMETERS)
+
+
+def tokens_of(job: Job) -> int:
+    """Of one sample."""
+    return job.model.tokens_per_sample or TASK_TOKENS.get(job.model.task, TOKENS)

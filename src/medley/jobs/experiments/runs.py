@@ -44,15 +44,19 @@ class Result:
 def tasks_of(loaded: Loaded) -> list[Task]:
     """All runs, repeat by repeat, so that an interrupted sweep has every point before any has its second."""
     return [
-        Task(_key(point.data, repeat), number, repeat, point.labels, point.data)
+        Task(_key(_own(point.data), repeat), number, repeat, point.labels, _own(point.data))
         for repeat in range(loaded.experiment.repeats)
         for number, point in enumerate(loaded.points)
     ]
 
 
+def _own(data: Data) -> Data:
+    """What one run depends on, of a point's data."""
+    return {key: value for key, value in data.items() if key not in _NOT_ITS_OWN}
+
+
 def _key(data: Data, repeat: int) -> str:
-    own = {key: value for key, value in data.items() if key not in _NOT_ITS_OWN}
-    text = json.dumps([FORMAT, __version__, own, repeat], sort_keys=True, default=str)
+    text = json.dumps([FORMAT, __version__, data, repeat], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medley.protocol.conditions import Conditions
-from medley.protocol.spec import Checkpoint, Placement, Train
+from medley.protocol.spec import Checkpoint, Placement, Schedule, Train
 
 MAX_MACHINES = 10_000
 MAX_ARRIVALS = 100_000
@@ -72,12 +72,15 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """What is trained: a real tiny task, or the size of a model that is not computed."""
+    """What is trained: a real tiny task, or the size of a model that is not computed.
+
+    A task may be charged as a larger model: its curves are then its own, the time that a step takes the larger one's.
+    """
 
     task: Literal["", "digits-mlp", "lstm", "llama"] = ""  # engine real
-    parameters: int = 1_000_000  # trainable elements; engine modelled
+    parameters: int = 0  # trainable elements that time is charged for; 0: 1,000,000, or as many as the task has
     frozen_parameters: int = 0  # of the base model below adapters
-    tokens_per_sample: int = 256
+    tokens_per_sample: int = 0  # the same for tokens; 0: 256, or as many as the task has
     samples: int = 2048  # training examples of one epoch; a task brings its own
     heldout: int = 64
 
@@ -90,6 +93,7 @@ class Job:
     train: Train = field(default_factory=Train)
     placement: Placement = field(default_factory=Placement)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    schedule: Schedule = field(default_factory=Schedule)
     at_s: float = 0.0  # when it arrives; without `arrivals`
     deadline_s: float = 0.0  # after its arrival; 0: none
     weight: float = 1.0  # its share of `arrivals`
@@ -104,6 +108,33 @@ class Arrivals:
 
 
 @dataclass(frozen=True, slots=True)
+class Offered:
+    """A kind of machine that the autoscaler may rent. It trains, and holds no parameters."""
+
+    device: str = "a10g"
+    network: str = ""  # preset; empty: the experiment's
+    available: int = 8
+    spot: bool = False  # at SPOT_SHARE of the price, and may be taken away
+    interruptions_per_h: float = 0.0  # of each spot machine
+    start_s: float = 60.0  # from the wish until it joins
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """Machines beside the fleet, as `policies.autoscaling` wants them; none without `offers`."""
+
+    offers: dict[str, Offered] = field(default_factory=dict)
+    max_nodes: int = 0  # 0: no autoscaling
+    min_nodes: int = 0  # kept although nothing waits
+    usd_per_h: float = 0.0  # at most; 0: no limit
+    every_s: float = 30.0  # between two decisions
+    drain_s: float = 3600.0  # a queue without deadlines should be empty by then
+    headroom: float = 0.15  # more than a deadline needs
+    settle_s: float = 300.0  # less must have been enough for so long before machines go
+    cooldown_s: float = 60.0  # between two changes that no deadline asks for
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     name: str = "experiment"
     learn: str = ""  # what it is to show; printed at the head of the report
@@ -114,11 +145,13 @@ class Experiment:
     heartbeat_ms: int = 1000
     scheduler: str = "fifo"
     target_loss: float = 0.0  # for the time to it: of the held-out loss; 0: none
+    faults: dict[str, float] = field(default_factory=dict)  # by name, with its rate (see docs/simulate.md)
     fleet: dict[str, Group] = field(default_factory=dict)
     devices: dict[str, Any] = field(default_factory=dict)  # own devices: `{kind: rtx-4090, gflops: 40000}`
     network: Links = field(default_factory=Links)
     jobs: dict[str, Job] = field(default_factory=dict)
     arrivals: Arrivals = field(default_factory=Arrivals)
+    autoscaling: Autoscaling = field(default_factory=Autoscaling)
     sweep: dict[str, Any] = field(default_factory=dict)
     success: tuple[str, ...] = ()  # criteria, such as "completion_s <= 3600" or "bytes < 2 x baseline"
     baseline: dict[str, str] = field(

@@ -157,6 +157,12 @@ class Tally:
         self._wanted: Thinned[tuple[float, str, str]] = Thinned(400)
         self._decisions: Thinned[tuple[float, str, str]] = Thinned(400)
 
+    def expect(self, machine: Machine) -> None:
+        """A machine that the setup does not have will join."""
+        self._nodes[machine.name] = _Node(machine)
+        if len(self._shown) < TIMELINE_NODES:
+            self._shown.add(machine.name)
+
     def note(self, fact: f.Fact) -> None:
         match fact:
             case f.Busy():

@@ -42,9 +42,13 @@ def _contest(study: Study, metric: Metric, series: Axis, setting: dict[str, str]
         return None
     ranked = sorted(known, key=lambda pair: pair[1].value, reverse=metric.more_is_better)
     first, second = ranked[0][1], ranked[1][1] if len(ranked) > 1 else None
-    close = second is not None and first.low <= second.high and second.low <= first.high
+    close = second is not None and min(first.count, second.count) > 1 and _overlap(first, second)
     missing = tuple(label for label, one in means.items() if one is None and study.at({**setting, series.name: label}))
     return Contest(setting, tuple(ranked), missing, close)
+
+
+def _overlap(one: Mean, other: Mean) -> bool:
+    return one.low <= other.high and other.low <= one.high
 
 
 def summary(study: Study) -> list[str]:
@@ -80,6 +84,9 @@ def _wins(metric: Metric, found: Sequence[Contest], series: Axis) -> Iterator[st
     wins = Counter(one.ranked[0][0] for one in found)
     named = ", ".join(f"{label} in {many}" for label, many in wins.most_common())
     what = metric.title[0].lower() + metric.title[1:]
+    if all(one.ratio < 1.01 for one in found):
+        yield f"The {what} is the same with all of {', '.join(series.labels)}, within 1 %."
+        return
     best = "highest" if metric.more_is_better else "shortest" if metric.kind == "seconds" else "lowest"
     if len(found) == 1:
         ranked = "; ".join(f"{label} {shown(one.value, metric.kind, one.half)}" for label, one in found[0].ranked)
