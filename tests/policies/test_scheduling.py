@@ -131,9 +131,11 @@ def _nobody_waits_beside_idle_machines(view: PoolView, found: Allotment, used: C
     for job in view.jobs:
         able = [node for node in idle if fits(job, node)]
         quota = view.quotas.get(job.queue, 1 << 30) - used[job.queue]
-        has = len(found.nodes.get(job.job, ()))
-        if has:
-            assert not able or has == most(job) or quota <= 0, f"{job.job} could use {able[0].node}"
+        names = found.nodes.get(job.job, ())
+        if names:
+            kept = max(0, hosts_wanted(view, job) - sum(node.shard for node in view.nodes if node.node in names))
+            able = able if not kept else [node for node in able if node.shard]
+            assert not able or len(names) == most(job) or quota <= 0, f"{job.job} could use {able[0].node}"
             continue
         wanted = least(view, job)
         hosts = sum(node.shard for node in able) >= hosts_wanted(view, job)

@@ -30,7 +30,7 @@ def textbook(wishes: np.ndarray, favours: np.ndarray, capacity: np.ndarray) -> l
     lists = [
         sorted(
             (r for r in range(receivers) if wishes[p, r] > REFUSED and favours[p, r] > REFUSED and capacity[r] > 0),
-            key=lambda r: (-wishes[p, r], r),  # noqa: B023
+            key=lambda r: (-wishes[p, r], r),
         )
         for p in range(proposers)
     ]
@@ -41,7 +41,7 @@ def textbook(wishes: np.ndarray, favours: np.ndarray, capacity: np.ndarray) -> l
         if not lists[p]:
             continue
         r = lists[p].pop(0)
-        held[r] = sorted([*held[r], p], key=lambda q: (-favours[q, r], q))  # noqa: B023
+        held[r] = sorted([*held[r], p], key=lambda q: (-favours[q, r], q))
         free += held[r][capacity[r] :]
         del held[r][capacity[r] :]
     matched = [-1] * proposers

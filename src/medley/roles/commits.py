@@ -23,6 +23,7 @@ from medley.roles.context import Context
 from medley.roles.roster import InFlight, replica_nodes
 
 ORPHAN_NS = 60 * NS_PER_S
+ORPHAN_LOOK_NS = NS_PER_S
 COUNT_MAX = 1 << 40  # of tokens, samples, seconds in one update
 HOPELESS = 4  # refusals for NaN in a row, without one commit between them
 
@@ -77,7 +78,14 @@ def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | N
 
 def commit_of(ctx: Context, update: UpdateId) -> Committed | None:
     """The commit that contains this update, as far back as the oldest checkpoint."""
-    return next((c for c in ctx.state.tail if any(m.update == update for m in c.members)), None)
+    tail = ctx.state.tail
+    if ctx.merged_of is not tail or ctx.merged_to > len(tail):
+        ctx.merged_of, ctx.merged_to, ctx.merged = tail, 0, {}
+    for commit in tail[ctx.merged_to :]:
+        for member in commit.members:
+            ctx.merged.setdefault(member.update, commit)
+    ctx.merged_to = len(tail)
+    return ctx.merged.get(update)
 
 
 def _measure_speed(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> None:
@@ -96,9 +104,7 @@ def advance(ctx: Context, now_ns: int) -> None:
     _drop_orphans(ctx, now_ns)
     if ctx.state.state != "running" or ctx.lost_shards or ctx.holding or _awaits_measurement(ctx):
         return
-    places = ctx.state.places
-    complete = [u for u in ctx.roster.updates if ctx.roster.complete(u, places)]
-    complete = [u for u in complete if not _refuse(ctx, u)]
+    complete = _complete(ctx)
     if not complete or ctx.state.state != "running":
         return
     decision = rounds.close(ctx.prepared.spec.train, _view(ctx, complete, now_ns), now_ns)
@@ -113,6 +119,19 @@ def advance(ctx: Context, now_ns: int) -> None:
         _commit(ctx, complete, now_ns)
 
 
+def _complete(ctx: Context) -> list[UpdateId]:
+    """Updates that every replica holds and that may be merged into the present version; others are settled here."""
+    roster, places = ctx.roster, ctx.state.places
+    if roster.whole_at is None or roster.whole_at[0] != ctx.state.version or roster.whole_at[1] is not places:
+        roster.whole_at = (ctx.state.version, places)
+        roster.whole.clear()
+    fresh = [u for u in roster.updates if u not in roster.whole and roster.complete(u, places)]
+    for update in fresh:
+        if not _refuse(ctx, update):
+            roster.whole[update] = None
+    return [u for u in roster.updates if u in roster.whole]
+
+
 def _awaits_measurement(ctx: Context) -> bool:
     """Where a measurement sets the learning rate of a run that must repeat exactly, the next commit waits for it."""
     train = ctx.prepared.spec.train
@@ -121,8 +140,10 @@ def _awaits_measurement(ctx: Context) -> bool:
 
 def _view(ctx: Context, complete: Sequence[UpdateId], now_ns: int) -> RoundView:
     first = min(ctx.roster.updates[u].arrived_ns for u in complete)
-    allowance = allowance_ns(list(ctx.round_times_ns), ctx.prepared.spec.train.sync.grace_mad)
-    return RoundView(_here(ctx, complete), _expected(ctx), ctx.round_opened_ns, first, allowance)
+    if ctx.allowance[0] != ctx.state.version:
+        grace_ns = allowance_ns(list(ctx.round_times_ns), ctx.prepared.spec.train.sync.grace_mad)
+        ctx.allowance = (ctx.state.version, grace_ns)
+    return RoundView(_here(ctx, complete), _expected(ctx), ctx.round_opened_ns, first, ctx.allowance[1])
 
 
 def _here(ctx: Context, complete: Sequence[UpdateId]) -> int:
@@ -138,7 +159,8 @@ def _expected(ctx: Context) -> int:
     if ctx.prepared.spec.train.sync.mode == "sync":
         number = ctx.state.version + 1
         granted = sum(h.round <= number for h in held)
-        return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, 0))
+        slots = ctx.prepared.spec.train.sync.slots  # what a new coordinator knows of a round that was being filled
+        return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, slots))
     return len({h.node for h in held})
 
 
@@ -180,6 +202,9 @@ def _refuse(ctx: Context, update: UpdateId) -> bool:
 def _drop_orphans(ctx: Context, now_ns: int) -> None:
     """Parts that arrived again after their update was decided, or whose worker died before it announced them."""
     roster = ctx.roster
+    if now_ns - roster.orphans_ns < ORPHAN_LOOK_NS:
+        return
+    roster.orphans_ns = now_ns
     unknown = [u for u in roster.staged if u not in roster.updates]
     roster.orphans = {u: roster.orphans.get(u, now_ns) for u in unknown}
     for update, since_ns in list(roster.orphans.items()):

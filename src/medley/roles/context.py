@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from medley.protocol.effects import Effect, Explain, Persist, Run, Send
 from medley.protocol.engine import Command
-from medley.protocol.ids import NS_PER_S, Generation, JobId, LeaseId, NodeId, Version
+from medley.protocol.ids import NS_PER_S, Generation, JobId, LeaseId, NodeId, UpdateId, Version
 from medley.protocol.messages import Address, Capability, Drop, PartWritten, Pin, ToNode, Unpin
 from medley.protocol.plan import Plan
-from medley.protocol.records import JobRecord, Placed, Promoted
+from medley.protocol.records import Committed, JobRecord, Placed, Promoted
 from medley.roles.ledger import LedgerState
 from medley.roles.roster import KeyLists, Roster, replica_nodes
 from medley.roles.state import RunState, apply
@@ -58,6 +58,7 @@ class Shared:
     lists: KeyLists = field(default_factory=KeyLists)
     keepers: dict[NodeId, NodeView] = field(default_factory=dict)
     hosting: dict[NodeId, dict[JobId, int]] = field(default_factory=dict)  # replicas on each machine
+    joined_ns: int = 0  # when a machine came that had not been here before
     changed: bool = True  # something that the scheduler should know has happened
 
 
@@ -118,6 +119,11 @@ class Context:
     mark_ns: int = 0  # when training time last counted; 0 until somebody works: loading a model is not training
     preparing: bool = False  # a preparer is at work, whoever still waits for it
     exporting: bool = False
+    news: int = 0  # counts what a part of the run may have to act on
+    merged: dict[UpdateId, Committed] = field(default_factory=dict)  # of `merged_of`, its first `merged_to` commits
+    merged_of: list[Committed] = field(default_factory=list)
+    merged_to: int = 0
+    allowance: tuple[Version, int] = (-1, 0)  # the grace of the round after this version
     unfit: dict[tuple[NodeId, str], str] = field(default_factory=dict)  # (node, boot) that cannot do it, and why
     explained: dict[str, str] = field(default_factory=dict)
 
@@ -142,6 +148,7 @@ class Context:
 
     def persist(self, record: JobRecord) -> None:
         """Make one fact durable and true, in that order for everyone outside."""
+        self.news += 1
         self.out.append(Persist(stream(self.job), record))
         keep = self.plan.spec.checkpoint.keep if self.plan is not None else 1
         apply(self.state, record, keep)
@@ -241,6 +248,8 @@ class Context:
         owners = self.pins.get(version)
         if owners is None:
             return
+        if owner in owners and (len(owners) == 1 or version != self.state.version):
+            self.news += 1
         owners.discard(owner)
         if not owners:
             del self.pins[version]

@@ -254,6 +254,7 @@ class Coordinator:
                 heappush(self._watch, (now_ns, node))
             known.connected, known.given_up, known.lost_ns, known.heard_ns = True, False, 0, now_ns
         else:
+            self.shared.joined_ns = now_ns
             self.pool[node] = known = NodeView(node, message.boot, message.capability, True, now_ns)
             heappush(self._watch, (now_ns, node))
             self._recognise(known)

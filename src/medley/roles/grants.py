@@ -7,6 +7,8 @@ always has one lease in hand and one ahead. A base is pinned at every shard befo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from medley.policies import pace, schedule
 from medley.policies.grace import allowance_ns
 from medley.protocol.ids import NS_PER_S, LeaseId, NodeId
@@ -18,7 +20,7 @@ from medley.roles.ledger import HeldLease
 from medley.roles.roster import WorkerView
 
 AHEAD = 1  # leases beyond the one being computed
-HUNG_CHECK_NS = NS_PER_S // 2
+HUNG_CHECK_NS = 2 * NS_PER_S
 HUNG_FLOOR_NS = 30 * NS_PER_S
 SAMPLES = 3  # durations known before anything is late; until then only an engine that stands still ends a lease
 PATIENCE = 64  # at most so many times the common limit for a worker that was slow before
@@ -30,12 +32,17 @@ def advance(ctx: Context, now_ns: int) -> None:
             ctx.hung_checked_ns = now_ns
             _revoke_hung(ctx, now_ns)
         _reopen_stranded(ctx)
-        if ctx.prepared.spec.train.sync.mode == "sync":
-            _grant_rounds(ctx, now_ns)
-        else:
-            _grant_freely(ctx, now_ns)
+        grant(ctx, now_ns)
     if ctx.shards_ready():
-        _answer_bases(ctx, now_ns)
+        answer_bases(ctx, now_ns)
+
+
+def grant(ctx: Context, now_ns: int) -> None:
+    """Hand out the leases that there is room for."""
+    if ctx.prepared.spec.train.sync.mode == "sync":
+        _grant_rounds(ctx, now_ns)
+    else:
+        _grant_freely(ctx, now_ns)
 
 
 def progress(ctx: Context) -> float:
@@ -93,22 +100,29 @@ def _grant_rounds(ctx: Context, now_ns: int) -> None:
         size = ctx.round_size.setdefault(number, train.sync.slots or len(ready))
         if not train.sync.slots and (number > present or not ctx.roster.updates):
             size = ctx.round_size[number] = max(len(_round(ctx, number)), len(ready))  # nothing of it is done yet
-        while len(_round(ctx, number)) < size:
-            node = _least_busy(ctx, ready, number)
-            if node is None or not _grant(ctx, node, train.batch_samples, number, now_ns):
+        missing = size - len(_round(ctx, number))
+        if missing <= 0:
+            continue
+        counts = _busy(ctx, number)
+        for _ in range(missing):
+            node = _least_busy(counts, ready)
+            if counts.get(node, 0) > number - present or not _grant(ctx, node, train.batch_samples, number, now_ns):
                 return
+            counts[node] = counts.get(node, 0) + 1
 
 
 def _round(ctx: Context, number: int) -> list[HeldLease]:
     return [h for h in ctx.ledger.leases.values() if h.round == number and not h.carried]
 
 
-def _least_busy(ctx: Context, ready: list[NodeId], number: int) -> NodeId | None:
-    """The worker with the fewest open leases of rounds up to this one, if it is free for one more."""
+def _least_busy(counts: dict[NodeId, int], ready: list[NodeId]) -> NodeId:
+    return min(ready, key=lambda n: (counts.get(n, 0), n))
+
+
+def _busy(ctx: Context, number: int) -> dict[NodeId, int]:
+    """How many open leases of rounds up to this one each worker has."""
     leases = ctx.ledger.leases
-    counts = {node: sum(leases[n].round <= number for n in held) for node, held in open_leases(ctx).items()}
-    best = min(ready, key=lambda n: (counts.get(n, 0), n))
-    return best if counts.get(best, 0) <= number - ctx.state.version - 1 else None
+    return {node: sum(leases[n].round <= number for n in held) for node, held in open_leases(ctx).items()}
 
 
 def _grant_freely(ctx: Context, now_ns: int) -> None:
@@ -136,15 +150,16 @@ def _grant(ctx: Context, node: NodeId, size: int, number: int, now_ns: int) -> b
     return True
 
 
-def _answer_bases(ctx: Context, now_ns: int) -> None:
-    """Let workers that wait begin, from the present version."""
+def answer_bases(ctx: Context, now_ns: int, among: Iterable[NodeId] | None = None) -> None:
+    """Let workers that wait begin, from the present version; all of them, or only these."""
     version = ctx.state.version
     if any(v != version and owners - {CHECKPOINT, MEASUREMENT} for v, owners in ctx.pins.items()):
         return  # one older version may be pinned besides a checkpoint's and a measurement's: that bounds memory
-    waiting = [n for n in ctx.roster.ready_workers() if ctx.roster.workers[n].wanting]
+    workers = ctx.roster.workers
+    waiting = [n for n in (workers if among is None else among) if workers[n].wanting and _free(workers[n])]
     held = open_leases(ctx) if waiting else {}
-    for node in waiting:
-        worker = ctx.roster.workers[node]
+    for node in sorted(waiting):
+        worker = workers[node]
         lease = _next_lease(ctx, node, held.get(node, []))
         if lease is None:
             continue
@@ -153,6 +168,10 @@ def _answer_bases(ctx: Context, now_ns: int) -> None:
         worker.wanting = 0
         ctx.mark_ns = ctx.mark_ns or now_ns
         ctx.send(node, Base(ctx.job, ctx.generation, lease, version, rate(ctx)))
+
+
+def _free(worker: WorkerView) -> bool:
+    return worker.ready and not worker.hung
 
 
 def _next_lease(ctx: Context, node: NodeId, wanted: list[LeaseId]) -> LeaseId | None:
@@ -193,6 +212,7 @@ def _revoke_hung(ctx: Context, now_ns: int) -> None:
 def moves_again(ctx: Context, worker: WorkerView, now_ns: int) -> None:
     """A worker that was thought to hang asks for work: it was only slow, so it and everybody gets longer."""
     if worker.hung:
+        ctx.news += 1
         worker.hung = False
         worker.patience = min(2 * worker.patience, PATIENCE)
         ctx.lease_times_ns.append(now_ns - worker.late_ns)

@@ -97,6 +97,8 @@ def _compare_worker(ctx: Context, node: NodeId, status: WorkerStatus, fresh: boo
     if status.phase in ("idle", "wanting") and node in ctx.roster.workers:
         grants.moves_again(ctx, ctx.roster.workers[node], now_ns)
     held = {n for n, h in ctx.ledger.leases.items() if h.node == node}
+    if held == set(status.leases):
+        return
     foreign = set(status.leases) - held - _say_committed(ctx, node, status)
     if foreign:
         ctx.send(node, Revoke(ctx.job, ctx.generation, tuple(sorted(foreign)), "they are not this worker's"))
@@ -147,9 +149,12 @@ def _compare_shard(ctx: Context, node: NodeId, status: ShardStatus) -> None:
         if replica.ready:
             recovery.lose_shard(ctx, node, status.shard, "its engine started anew")
         return
+    if not replica.ready or replica.version != status.version:
+        ctx.news += 1
     replica.ready, replica.version = True, status.version
     for held in status.staged:
-        ctx.roster.stage(key, held)
+        if ctx.roster.stage(key, held):
+            ctx.news += 1
     for version in status.pinned:
         if version not in ctx.pins:
             ctx.send(node, Unpin(ctx.job, ctx.generation, status.shard, version))

@@ -68,7 +68,7 @@ def _place(ctx: Context, now_ns: int) -> None:
     hosts = hosts_of(ctx)
     decision = choose_hosts(hosts, spec.shards, spec.replication, {})
     ctx.broken_ns = ctx.broken_ns or now_ns
-    early = now_ns - ctx.broken_ns < SHARD_PATIENCE_NS
+    early = now_ns - min(ctx.broken_ns, ctx.shared.joined_ns) < SHARD_PATIENCE_NS  # others may be about to join
     if decision.plan is None or (early and len(hosts) < spec.shards * spec.replication):
         wanted = spec.shards * spec.replication
         ctx.explain(ctx.job, f"waits for machines that hold parameters: {len(hosts)} of {wanted} are here")
@@ -110,8 +110,9 @@ def _seed_backup(ctx: Context, now_ns: int) -> None:
     and nothing can be committed until it has said so, since a commit needs every replica.
     """
     alone = [p for p in ctx.state.places if not p.backup] if ctx.prepared.spec.placement.replication == 2 else []
-    spares = {h.node for h in hosts_of(ctx)}
-    alone = [p for p in alone if spares - {p.primary}]
+    if alone:
+        spares = {h.node for h in hosts_of(ctx)}
+        alone = [p for p in alone if spares - {p.primary}]
     quiet = now_ns - ctx.seeded_ns > SHARD_PATIENCE_NS
     if not alone or ctx.state.state != "running" or not ctx.shards_ready() or not (quiet or ctx.seeding >= 0):
         ctx.seeding = -1

@@ -76,6 +76,9 @@ class Roster:
     lists: KeyLists = field(default_factory=KeyLists)
     updates: dict[UpdateId, InFlight] = field(default_factory=dict)
     staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
+    whole: dict[UpdateId, None] = field(default_factory=dict)  # found complete and acceptable, as of `whole_at`
+    whole_at: tuple[Version, list[ShardPlace]] | None = None
+    orphans_ns: int = 0  # when orphans were looked for
     known_routes: tuple[Route, ...] = ()  # the same object for as long as nothing moves
     orphans: dict[UpdateId, int] = field(default_factory=dict)  # staged but not announced: since when
 
@@ -95,6 +98,7 @@ class Roster:
     def forget(self, engine: Engine) -> None:
         self.addresses.pop(engine, None)
         self.numbers.pop(engine, None)
+        self.whole.clear()
         for held in self.staged.values():
             held.pop(engine, None)
 
@@ -122,12 +126,18 @@ class Roster:
     def finite(self, update: UpdateId) -> bool:
         return self.updates[update].report.finite and all(h.finite for h in self.staged[update].values())
 
-    def stage(self, engine: Engine, held: HeldUpdate) -> None:
-        self.staged.setdefault(held.update, {})[engine] = held
+    def stage(self, engine: Engine, held: HeldUpdate) -> bool:
+        """Note what a replica holds; True if that is new."""
+        known = self.staged.setdefault(held.update, {})
+        if known.get(engine) == held:
+            return False
+        known[engine] = held
+        return True
 
     def drop(self, update: UpdateId) -> None:
         self.updates.pop(update, None)
         self.staged.pop(update, None)
+        self.whole.pop(update, None)
 
     def routes(self, places: list[ShardPlace]) -> tuple[Route, ...]:
         """Where every shard is, or () while one of them is not known."""

@@ -66,6 +66,7 @@ class Run:
         self.ctx = Context(state, pool, shared=shared or Shared())
         self.ctx.roster.lists = self.ctx.shared.lists
         self.since_ns = 0  # since when it waits, or has machines
+        self._calm = False  # the event at hand was acted on already, or changed nothing
         if state.plan:
             self.ctx.plan = state.parsed_plan()
 
@@ -79,6 +80,7 @@ class Run:
 
     def begin(self, vault: Address) -> None:
         """It may have machines now: prepare it, or carry on where its log ends."""
+        self._calm = False
         ctx = self.ctx
         ctx.roster.keys_number = ctx.roster.lists.last
         if self.state.state == "queued" and ctx.plan is not None:
@@ -148,6 +150,7 @@ class Run:
 
     def allot(self, nodes: set[NodeId], reason: str, now_ns: int) -> None:
         """These machines train it from now on; left with none that are here, it goes back into the queue."""
+        self._calm = False
         ctx = self.ctx
         given_away = any(ctx.taken(node) for node in ctx.allotted - nodes)
         moving.allot(ctx, nodes, reason)
@@ -168,6 +171,9 @@ class Run:
 
     def advance(self, now_ns: int) -> list[Effect]:
         """Let every part act on what has changed."""
+        calm, self._calm = self._calm, False
+        if calm:
+            return self.take()
         ctx = self.ctx
         if ctx.plan is not None and not self.over:
             if ctx.began_ns == 0:
@@ -214,16 +220,51 @@ class Run:
         ctx = self.ctx
         if ctx.plan is None:
             return  # nobody has a part in it yet
+        news, said = ctx.news, len(ctx.out)
         if isinstance(message, Hello | Heartbeat):
             reconcile.compare(ctx, node, message, now_ns)
+            self._calm = isinstance(message, Heartbeat) and ctx.news == news and len(ctx.out) == said
         elif (
             message.job != ctx.job or message.generation != ctx.generation or self.over or self.state.state == "queued"
         ):
             return
         elif self._speaks(node, message):
             self._heard_fenced(node, message, now_ns)
+            self._calm = self._settle(node, message, now_ns) if ctx.news == news and len(ctx.out) == said else False
         else:
             ctx.out.append(Reject(node, f"{type(message).__name__} of a shard that it does not hold"))
+
+    def _settle(self, node: NodeId, message: FromNode, now_ns: int) -> bool:
+        """What follows from the messages that come most often, and nothing else: True if that is all there is to do.
+
+        With a hundred workers, looking at everything after each of their words would be most of the work.
+        """
+        ctx = self.ctx
+        if self.state.state != "running" or ctx.lost_shards or ctx.holding or saving.measurement_wanted(ctx):
+            return False
+        match message:
+            case Applied() | BaseHeld():
+                return True
+            case BaseWanted():
+                if node in ctx.roster.workers and ctx.shards_ready():
+                    grants.answer_bases(ctx, now_ns, (node,))
+                return True
+            case UpdateReady() if not ctx.roster.complete(message.update, self.state.places):
+                grants.grant(ctx, now_ns)
+                return True
+            case Staged():
+                return self._is_merged_later(message, now_ns)
+            case _:
+                return False
+
+    def _is_merged_later(self, message: Staged, now_ns: int) -> bool:
+        """One more part is here, and nothing can be committed yet."""
+        ctx = self.ctx
+        if ctx.roster.complete(message.update, self.state.places):
+            news = ctx.news
+            commits.advance(ctx, now_ns)
+            return ctx.news == news
+        return True
 
     def _speaks(self, node: NodeId, message: FromNode) -> bool:
         """Only who holds a shard speaks of it, and only its primary of its part of a checkpoint."""
@@ -255,7 +296,8 @@ class Run:
             case BaseHeld():
                 saving.base_held(ctx, node, message.version)
             case UpdateReady():
-                commits.announced(ctx, node, message, now_ns)
+                if node in ctx.allotted:  # others were told to leave, and their leases are given to somebody else
+                    commits.announced(ctx, node, message, now_ns)
             case LeaseFailed():
                 self._lease_failed(node, message)
             case Evaluated():

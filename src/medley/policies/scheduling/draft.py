@@ -83,13 +83,13 @@ class Draft:
                 free.append(node)
         for name in sorted(present, key=lambda n: (self.jobs[n].since_ns, n)):
             job = self.jobs[name]
-            nodes = sorted(present[name], key=lambda n: (not n.holds, n.node))
+            nodes = sorted(present[name], key=lambda n: (not n.holds, not n.shard, n.node))
+            lacking = max(0, hosts_wanted(self.view, job) - sum(node.shard for node in nodes))
             room = self.room(job)
-            if room < len(nodes):
-                kept = room if room >= least(self.view, job) else 0
-                free += nodes[kept:]
-                nodes = nodes[:kept]
-            self.give(job, nodes)
+            kept = room if least(self.view, job) <= room or len(nodes) <= room else 0
+            kept = max(0, min(kept - lacking, len(nodes)))
+            self.give(job, nodes[:kept])
+            free += nodes[kept:]
         return free
 
     # -- moves ------------------------------------------------------------------------------------------------
@@ -102,6 +102,11 @@ class Draft:
         own = most(job) - self.has(job)
         quota = self.view.quotas.get(job.queue)
         return own if quota is None else max(0, min(own, quota - self.used.get(job.queue, 0)))
+
+    def lacking(self, job: JobFacts) -> int:
+        """How many of its machines must still come that can hold parameters; the others alone could not work."""
+        have = self.given.get(job.job)
+        return max(0, hosts_wanted(self.view, job) - sum(node.shard for node in have.values())) if have else 0
 
     def give(self, job: JobFacts, nodes: Iterable[NodeFacts]) -> None:
         have = self.given.setdefault(job.job, {})
@@ -152,9 +157,11 @@ class Draft:
         """At most `count` more, for one that has begun; returns how many."""
         if not len(self.free):
             return 0
-        nodes = self.free.first(job, min(count, self.room(job)))
+        hosts = self.free.first(job, min(self.lacking(job), self.room(job)), hosts=True)
+        self.hand_out(job, hosts)
+        nodes = self.free.first(job, min(count - len(hosts), self.room(job) - self.lacking(job)))
         self.hand_out(job, nodes)
-        return len(nodes)
+        return len(hosts) + len(nodes)
 
     def backfill(self, order: Iterable[JobFacts]) -> None:
         """No machine stands idle that a job in this order could use."""
