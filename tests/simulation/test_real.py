@@ -7,12 +7,17 @@ import torch
 from torch.nn import functional
 
 from medley.data.order import samples_at
+from medley.policies.devices import device
+from medley.protocol.conditions import Conditions
 from medley.protocol.errors import UserError
+from medley.protocol.ids import NS_PER_S
 from medley.protocol.messages import Span
 from medley.protocol.spec import Compression, Data, JobSpec, Optimizer, Outer, Placement, Sync, Train
+from medley.runtimes.simulated import facts
 from medley.runtimes.simulated.arithmetic.real import RealArithmetic, RealShard, RealWorker, joined
 from medley.runtimes.simulated.arithmetic.tasks import TASKS, Digits, tiny_task
-from medley.runtimes.simulated.setup import Workload
+from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
+from medley.runtimes.simulated.world import World
 
 BATCH = 32
 SGD = Optimizer("sgd", lr=0.5, clip_norm=0.0, weight_decay=0.0, schedule="constant")
@@ -193,3 +198,52 @@ def test_every_tiny_task_learns(name: str) -> None:
 def test_an_unknown_task_is_one_sentence() -> None:
     with pytest.raises(UserError, match="no task 'digit-mlp' for real arithmetic; did you mean 'digits-mlp'"):
         tiny_task("digit-mlp")
+
+
+# -- through the world --------------------------------------------------------------------------------------------
+
+
+def world_of(workers: int, seed: int, **train: object) -> tuple[World, list[facts.Committed], list[facts.Evaluation]]:
+    spec = JobSpec(
+        train=Train(**{"optimizer": SGD, "batch_samples": 16, "epochs": 2.0, "eval_every_commits": 0, **train}),  # type: ignore[arg-type]
+        placement=Placement(block_elements=4096),
+        data=Data(heldout_samples=360),
+    )
+    link = Conditions(rtt_ms=20, up_bytes_per_s=1e6, down_bytes_per_s=1e6)
+    machines = tuple(Machine(f"n{n}", device("laptop-i5-8250u"), link) for n in range(workers))
+    commits: list[facts.Committed] = []
+    seen: list[facts.Evaluation] = []
+
+    def hear(fact: facts.Fact) -> None:
+        if isinstance(fact, facts.Committed):
+            commits.append(fact)
+        elif isinstance(fact, facts.Evaluation):
+            seen.append(fact)
+
+    arrival = Arrival("j", spec, Workload(0, heldout=360, task="digits-mlp"))
+    world = World(Setup(machines, (arrival,), arithmetic="real"), seed=seed, observers=[hear])
+    assert world.run(3600 * NS_PER_S, world.is_over)
+    assert world.states["j"] == "done"
+    return world, commits, seen
+
+
+def test_a_synchronous_pool_of_four_learns_in_virtual_time() -> None:
+    _, commits, seen = world_of(4, seed=1)
+    first, last = commits[0].loss, sum(c.loss for c in commits[-5:]) / 5
+    assert first == pytest.approx(2.3, abs=0.25) and last < 0.5 * first
+    assert sum(c.samples for c in commits) == 2 * 1437
+    assert seen[-1].accuracy > 0.75
+    assert {node for c in commits for node in c.members} == {"n0", "n1", "n2", "n3"}
+
+
+def test_the_same_world_twice_has_one_digest_and_the_same_losses() -> None:
+    runs = [world_of(3, seed=7, compression=Compression("topk", density=0.1), epochs=0.5) for _ in range(2)]
+    assert runs[0][0].digest() == runs[1][0].digest()
+    assert [c.loss for c in runs[0][1]] == [c.loss for c in runs[1][1]]
+
+
+@pytest.mark.parametrize("sync", [Sync("async"), Sync("local-sgd", local_steps=8)], ids=["async", "local-sgd"])
+def test_the_other_modes_learn_too(sync: Sync) -> None:
+    gentle = Optimizer("sgd", lr=0.2, clip_norm=1.0, schedule="constant")
+    _, commits, _ = world_of(3, seed=3, sync=sync, optimizer=gentle, epochs=6.0)
+    assert sum(c.loss for c in commits[-3:]) / 3 < 0.7 * commits[0].loss
