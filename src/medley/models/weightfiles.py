@@ -1,0 +1,194 @@
+"""The tensors of a Hugging Face checkpoint by name, read by their byte ranges: one safetensors file, or several and
+an index.
+
+Promises: nothing but the wanted bytes is read (and, of a checkpoint whose files come from elsewhere, nothing but the
+files that hold them); every header is checked before it is believed: its size, known types, sizes that follow from
+shapes, tensors that cover the file without gap or overlap; an index cannot name a file outside the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import torch
+from torch import Tensor
+
+from medley.protocol.errors import UserError
+
+SINGLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+MAX_INDEX_NBYTES: Final = 32 << 20
+MAX_FILES: Final = 4096
+MAX_HEADER_NBYTES: Final = 4 << 20
+MAX_TENSORS: Final = 20_000
+MAX_DIMENSIONS: Final = 8
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+Files = Callable[[str], Path]  # where a file of the checkpoint is; fetches it, where need be; OSError if it cannot
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A tensor: bytes [offset, offset + nbytes) of a file."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(slots=True)
+class WeightFiles:
+    """`open` reads the index or the only header; the headers of other files are read when a tensor of theirs is."""
+
+    files: Files
+    holders: Mapping[str, str]  # tensor -> file
+    _headers: dict[str, dict[str, Located]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, files: Files) -> WeightFiles:
+        """Raises UserError where there is no safetensors checkpoint, or it breaks a rule."""
+        single = _existing(files, SINGLE)
+        if single:
+            header = read_header(single)
+            return cls(files, dict.fromkeys(header, SINGLE), {SINGLE: header})
+        index = _existing(files, INDEX)
+        if index is None:
+            raise UserError(f"there are no weights in safetensors format: neither {SINGLE} nor {INDEX}")
+        return cls(files, read_index(index))
+
+    def find(self, *names: str) -> Located:
+        """The tensor under the first of these names that exists. Raises UserError where none does."""
+        name = next((one for one in names if one in self.holders), "")
+        if not name:
+            raise UserError(f"the weights are incomplete: there is no tensor '{names[0]}'")
+        file = self.holders[name]
+        if file not in self._headers:
+            path = _existing(self.files, file)
+            if path is None:
+                raise UserError(f"the weights are incomplete: the file '{file}' of the index is missing")
+            self._headers[file] = read_header(path)
+        if name not in self._headers[file]:
+            raise UserError(f"the index says that '{file}' holds '{name}', but it does not")
+        return self._headers[file][name]
+
+
+def directory_files(directory: Path) -> Files:
+    """The files of a local directory."""
+    return lambda name: directory / name
+
+
+def read_tensor(located: Located, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype`, on the CPU, in memory of its own; at most one more copy, in the file's format, exists."""
+    held = torch.empty(located.shape, dtype=located.dtype)
+    view = held.reshape(-1).view(torch.uint8).numpy().data
+    with open(located.path, "rb", buffering=0) as file:
+        file.seek(located.offset)
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise UserError(f"'{located.path}' became shorter while it was read")
+            view = view[count:]
+    return held.to(dtype)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor names and the file of each. Raises UserError."""
+    nbytes = path.stat().st_size
+    if nbytes > MAX_INDEX_NBYTES:
+        raise UserError(f"'{path}' has {nbytes} bytes; an index of weights has at most {MAX_INDEX_NBYTES}")
+    try:
+        holders = msgspec.json.decode(path.read_bytes(), type=_Index).weight_map
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not an index of weights ({error})") from error
+    files = set(holders.values())
+    if len(files) > MAX_FILES:
+        raise UserError(f"'{path}' names {len(files)} files; at most {MAX_FILES} are read")
+    for file in files:
+        if not file.endswith(".safetensors") or file != os.path.basename(file) or "\\" in file or ":" in file:
+            raise UserError(f"'{path}' names the file '{file[:100]}', which is no safetensors file beside it")
+    return holders
+
+
+def read_header(path: Path) -> dict[str, Located]:
+    """The tensors of one safetensors file. Raises UserError where a rule is broken."""
+    try:
+        with open(path, "rb") as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            header_nbytes = int.from_bytes(file.read(8), "little") if nbytes >= 8 else 0
+            if not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, nbytes - 8):
+                raise ValueError(f"its header claims {header_nbytes} bytes, of {nbytes} (limit {MAX_HEADER_NBYTES})")
+            return _covering(path, _parse(file.read(header_nbytes)), 8 + header_nbytes, nbytes)
+    except ValueError as error:
+        raise UserError(f"'{path}' is not a safetensors file that Medley loads: {error}") from error
+
+
+def _parse(header: bytes) -> dict[str, _Entry]:
+    try:
+        raw = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        if len(raw) > MAX_TENSORS:
+            raise ValueError(f"{len(raw)} tensors are over the limit of {MAX_TENSORS}")
+        return {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"its header cannot be read ({error})") from error
+
+
+def _covering(path: Path, entries: dict[str, _Entry], data: int, nbytes: int) -> dict[str, Located]:
+    found: dict[str, Located] = {}
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        begin, end = entry.data_offsets
+        size = _nbytes(name, entry)
+        if begin != position or end - begin != size:
+            raise ValueError(f"tensor '{name[:100]}' should take {size} bytes from {position}, claims {begin} to {end}")
+        found[name] = Located(path, DTYPES[entry.dtype], tuple(entry.shape), data + begin, size)
+        position = end
+    if data + position != nbytes:
+        raise ValueError(f"its tensors end at byte {data + position}, the file at {nbytes}")
+    return found
+
+
+def _nbytes(name: str, entry: _Entry) -> int:
+    if entry.dtype not in DTYPES:
+        raise ValueError(f"tensor '{name[:100]}' has the type '{entry.dtype[:20]}', known are {', '.join(DTYPES)}")
+    if len(entry.shape) > MAX_DIMENSIONS or any(size <= 0 for size in entry.shape):
+        raise ValueError(f"tensor '{name[:100]}' has the shape {entry.shape[: MAX_DIMENSIONS + 1]}")
+    size = DTYPES[entry.dtype].itemsize
+    for side in entry.shape:
+        size *= side
+    return size
+
+
+def _existing(files: Files, name: str) -> Path | None:
+    try:
+        path = files(name)
+    except OSError:
+        return None
+    return path if path.is_file() else None
