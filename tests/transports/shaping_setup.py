@@ -16,12 +16,13 @@ REAL_S = 5.0  # nothing is scheduled: something outside of the loop is awaited
 
 
 class _Jumping(selectors.DefaultSelector):  # type: ignore[valid-type,misc]
-    """Looks without waiting; what would have been waited for is added to the loop's time."""
+    """Looks, and hardly waits; what would have been waited for is added to the loop's time."""
 
     passed_s = 0.0
+    patience_s = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
-        events = super().select(0)
+        events = super().select(0 if timeout == 0 else self.patience_s)
         if events or timeout == 0:
             return events
         if timeout is None:
@@ -31,8 +32,11 @@ class _Jumping(selectors.DefaultSelector):  # type: ignore[valid-type,misc]
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
+    """`patience_s`: real time that bytes in real sockets are given before virtual time goes on without them."""
+
+    def __init__(self, patience_s: float) -> None:
         self._jumping = _Jumping()
+        self._jumping.patience_s = patience_s
         super().__init__(self._jumping)
 
     def time(self) -> float:
@@ -52,7 +56,7 @@ class VirtualTimer:
         await over
 
 
-def virtually(main: Coroutine[Any, Any, T]) -> T:
+def virtually(main: Coroutine[Any, Any, T], patience_s: float = 0.0) -> T:
     """Run it, and let what it closed be closed."""
 
     async def whole() -> T:
@@ -60,7 +64,7 @@ def virtually(main: Coroutine[Any, Any, T]) -> T:
         await VirtualTimer().sleep(1.0)
         return result
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(patience_s)) as runner:
         return runner.run(whole())
 
 

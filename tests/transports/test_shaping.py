@@ -17,6 +17,7 @@ from medley.transports.shaping.pipe import Pipe
 
 CLEAN = Conditions(rtt_ms=100)
 LIMITS = Limits()
+SOCKETS_S = 0.01
 
 
 async def carried(link: OneLink, content: bytes, sinks: int = 1, limits: Limits = LIMITS) -> list[Sink]:
@@ -139,14 +140,14 @@ async def through(proxy_link: OneLink, front_link: OneLink | None, content: byte
 
 
 def test_both_directions_of_what_an_engine_dials_are_shaped() -> None:
-    answer, took_s, moved = virtually(through(OneLink(CLEAN), None, b"x" * 1000))
+    answer, took_s, moved = virtually(through(OneLink(CLEAN), None, b"x" * 1000), SOCKETS_S)
     assert answer == b"x" * 1000
     assert took_s == pytest.approx(0.1, abs=0.005)
     assert (moved.up_nbytes, moved.down_nbytes) == (1000, 1000)
 
 
 def test_two_machines_behind_links_are_as_far_apart_as_both_together() -> None:
-    _, took_s, _ = virtually(through(OneLink(CLEAN), OneLink(Conditions(rtt_ms=60)), b"x"))
+    _, took_s, _ = virtually(through(OneLink(CLEAN), OneLink(Conditions(rtt_ms=60)), b"x"), SOCKETS_S)
     assert took_s >= 0.16
 
 
@@ -161,7 +162,7 @@ def test_a_connection_takes_a_handshake() -> None:
             running.cancel()
         return opened_s
 
-    assert virtually(opened()) == pytest.approx(0.1, abs=0.005)
+    assert virtually(opened(), SOCKETS_S) == pytest.approx(0.1, abs=0.005)
 
 
 @pytest.mark.parametrize(("secret", "cut", "code"), [("wrong", False, -1), ("", True, 4)])
@@ -177,7 +178,7 @@ def test_strangers_and_silence_are_refused(secret: str, cut: bool, code: int) ->
             running.cancel()
         return answer
 
-    assert virtually(asked()) == code
+    assert virtually(asked(), SOCKETS_S) == code
 
 
 # -- the control plane ------------------------------------------------------------------------------------------------
