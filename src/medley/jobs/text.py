@@ -51,21 +51,21 @@ def _entry(node: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | No
     return next(((k, v) for k, v in node.value if isinstance(k, yaml.ScalarNode) and k.value == key), None)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, what: str = "job file") -> str:
     """Raises UserError for a file that is missing, is no file, is too large, or is not UTF-8."""
     if path.is_dir():
-        raise UserError(f"{path} is a directory; give the job file in it")
+        raise UserError(f"{path} is a directory; give the {what} in it")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_NBYTES + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of a job file") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of a {what}") from error
     if len(content) > MAX_NBYTES:
-        raise UserError(f"{path} has more than {MAX_NBYTES} bytes; a job file is a page of YAML or JSON")
+        raise UserError(f"{path} has more than {MAX_NBYTES} bytes; a {what} is a page of YAML or JSON")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); a job file is YAML or JSON") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); a {what} is YAML or JSON") from error
 
 
 def parse(text: str, name: str, is_json: bool = False) -> tuple[Any, Lines]:

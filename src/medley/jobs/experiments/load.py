@@ -48,7 +48,7 @@ class _Setting:
 
 def load_experiment(path: Path, sets: Sequence[str] = ()) -> Loaded:
     """The experiment of a file after the overrides `sets` ("a.b=c"), with all its points. Raises UserError."""
-    text = read_text(path)
+    text = read_text(path, "file with an experiment")
     data, lines = parse(text, path.name, path.suffix.lower() == ".json")
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"holds {value_in_words(data)}"

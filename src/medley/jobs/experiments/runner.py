@@ -87,15 +87,17 @@ class Pool:
     def _work(self) -> None:
         child: subprocess.Popen[str] | None = None
         while (task := self._next()) is not None:
-            if child is None or child.poll() is not None:
+            if child is None:
                 child = self._start()
             if child is None:
                 return
-            self._events.put(self._one(child, task))
-        if child is not None and child.stdin is not None:
-            with suppress(OSError):
-                child.stdin.close()
-            child.wait()
+            event = self._one(child, task)
+            if isinstance(event, Died):
+                _end(child)
+                child = None
+            self._events.put(event)
+        if child is not None:
+            _end(child)
 
     def _next(self) -> Task | None:
         with self._lock:
@@ -136,6 +138,15 @@ class Pool:
                     said.append(line.strip())
         child.wait()
         return Died(task, next((line for line in reversed(said) if line), f"exit status {child.returncode}"))
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """It ends with its stdin."""
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+    child.wait()
 
 
 def _parsed(line: str) -> object:

@@ -1,0 +1,143 @@
+"""Experiments that run: the same world each time, results kept and resumed, tables and a report of one file."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from medley.jobs.experiments import runner, runs, session
+from medley.jobs.experiments.load import Loaded, load_data
+from medley.jobs.experiments.tally import COLUMNS
+from medley.jobs.experiments.world import simulate
+from medley.protocol.errors import Damaged
+
+DATA: dict[str, Any] = {
+    "name": "tiny",
+    "learn": "Whether anything <is> learnt.",
+    "repeats": 2,
+    "until_s": 3600,
+    "heartbeat_ms": 5000,
+    "fleet": {"w": {"count": 3, "device": "t4", "slowness": {"uniform": [1, 2]}}},
+    "jobs": {"a": {"model": {"parameters": 1e5, "samples": 256}, "train": {"batch_samples": 32}}},
+    "sweep": {"jobs.a.train.sync.mode": ["sync", "async"]},
+    "success": ["state == done", "bytes <= 1.01 x baseline"],
+    "baseline": {"jobs.a.train.sync.mode": "sync"},
+}
+
+
+def tiny(**changes: Any) -> Loaded:
+    return load_data({**DATA, **changes}, "tiny.yaml")
+
+
+def silent(event: runner.Event | None) -> None:
+    pass
+
+
+def rows_of(outcome: session.Outcome) -> list[dict[str, Any]]:
+    return [result.row for result in outcome.study.results]
+
+
+def test_one_run_is_the_same_world_each_time_and_another_repeat_is_another() -> None:
+    experiment = tiny().points[0].experiment
+    first, curves = simulate(experiment, 0, lambda at_s: None)
+    again, _ = simulate(experiment, 0, lambda at_s: None)
+    other, _ = simulate(experiment, 1, lambda at_s: None)
+    assert first["digest"] == again["digest"] != other["digest"]
+    assert first.keys() == COLUMNS.keys()
+    assert first["state"] == "done" and first["samples"] == 256 and first["bytes"] > 0
+    assert first["final_loss"] is None, "a modelled run has no loss"
+    assert 0 < first["utilisation"] <= 1 and first["completion_s"] > 0 and first["energy_wh"] > 0
+    assert curves["commits"][-1]["samples"] == 256
+    assert {lane["node"] for lane in curves["lanes"]} == {"w-0", "w-1", "w-2"}
+
+
+def test_a_run_that_does_not_end_in_its_time_says_so() -> None:
+    row, _ = simulate(tiny(until_s=1, sweep={}, success=[], baseline={}).points[0].experiment, 0, lambda at_s: None)
+    assert row["state"] == "unfinished" and row["completion_s"] is None and "when the time was over" in row["reason"]
+
+
+def test_rented_machines_come_go_and_are_paid_for() -> None:
+    loaded = tiny(
+        sweep={},
+        success=[],
+        baseline={},
+        fleet={"keeper": {"device": "cloud-2vcpu", "worker": False}},
+        autoscaling={"max_nodes": 2, "drain_s": 60, "every_s": 5, "offers": {"card": {"device": "t4", "start_s": 20}}},
+    )
+    row, curves = simulate(loaded.points[0].experiment, 0, lambda at_s: None)
+    assert row["state"] == "done" and row["cost_usd"] > 0
+    assert ("card-1", "wanted") in {(node, state) for _, node, state in curves["wanted"]}
+    assert any("autoscaling" in subject for _, subject, _ in curves["decisions"])
+
+
+def test_faults_by_name_strike() -> None:
+    loaded = tiny(sweep={}, success=[], baseline={}, faults={"machine dies": 30})
+    row, _ = simulate(loaded.points[0].experiment, 0, lambda at_s: None)
+    assert row["faults_struck"] > 0
+
+
+def test_results_are_kept_and_only_what_is_missing_runs_again(tmp_path: Path) -> None:
+    loaded = tiny()
+    heard: list[runner.Event | None] = []
+    outcome = session.perform(loaded, tmp_path, 2, heard.append)
+    assert len([one for one in heard if isinstance(one, runner.Finished)]) == 4
+    assert not outcome.missing and not outcome.died and len(outcome.study.results) == 4
+
+    heard.clear()
+    removed = runs.tasks_of(loaded)[2]
+    runs.path_of(tmp_path, removed.key).unlink()
+    again = session.perform(loaded, tmp_path, 2, heard.append)
+    assert [one.task.key for one in heard if isinstance(one, runner.Finished)] == [removed.key]
+    wall = {"wall_s": 0}
+    assert [row | wall for row in rows_of(again)] == [row | wall for row in rows_of(outcome)]
+    _check_files(tmp_path, again)
+
+
+def _check_files(folder: Path, outcome: session.Outcome) -> None:
+    table = pyarrow.parquet.read_table(folder / "runs.parquet").to_pylist()
+    with (folder / "runs.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(table) == len(lines) == 4
+    assert [row["jobs.a.train.sync.mode"] for row in table] == ["sync", "async", "sync", "async"]
+    assert set(COLUMNS) <= table[0].keys() and float(lines[0]["completion_s"]) == table[0]["completion_s"]
+    assert (folder / "commits.csv").is_file() and (folder / "lanes.parquet").is_file()
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Whether anything &lt;is&gt; learnt." in report and "4 runs: 4 done." in report
+    assert report.count("<svg") >= 4 and "prefers-color-scheme: dark" in report
+    assert not re.search(r"(?:src|href)=|@import|url\(", report), "nothing comes from elsewhere"
+    assert "succeeds" in report or "fails" in report
+    assert any((folder / "plots").glob("*.svg"))
+    assert outcome.study.failures({"jobs.a.train.sync.mode": "sync"}) == []
+
+
+def test_an_interruption_keeps_what_is_finished(tmp_path: Path) -> None:
+    def tell(event: runner.Event | None) -> None:
+        if isinstance(event, runner.Finished):
+            raise KeyboardInterrupt
+
+    outcome = session.perform(tiny(), tmp_path, 1, tell)
+    assert outcome.interrupted and len(outcome.missing) >= 2 and len(outcome.study.results) >= 1
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_run_that_dies_costs_itself_alone(tmp_path: Path) -> None:
+    loaded = tiny(repeats=1)
+    good, bad = runs.tasks_of(loaded)
+    broken = runs.Task("0" * 20, 1, 0, bad.labels, {"fleet": "no fleet"})
+    died = runner.run_all(tmp_path, [broken, good], 1, silent)
+    assert [one.task.key for one in died] == [broken.key] and "fleet is 'no fleet'" in died[0].said
+    assert runs.load(tmp_path, good) is not None and runs.load(tmp_path, broken) is None
+
+
+def test_a_result_that_somebody_changed_is_refused(tmp_path: Path) -> None:
+    (task, *_) = runs.tasks_of(tiny())
+    path = runs.path_of(tmp_path, task.key)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"row": 1}', encoding="utf-8")
+    with pytest.raises(Damaged, match="delete it"):
+        runs.load(tmp_path, task)
