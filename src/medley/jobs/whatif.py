@@ -83,11 +83,13 @@ class Share:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """`simulated` of `commits` commits were simulated; `energy_kwh` and `usd` are of all machines, busy or idle.
-    `seconds` ends at train.max_minutes, `whole_s` is what all epochs would take.
+    `seconds` ends at train.max_minutes, `whole_s` is what all epochs would take; both count from the submission,
+    `start_s` of them until the first machine begins to train.
     """
 
     seconds: float
     whole_s: float
+    start_s: float
     commits: int
     simulated: int
     nbytes: float
@@ -195,6 +197,7 @@ class _Seen:
     tokens: int = 0
     nbytes: int = 0
     at_ns: int = 0
+    first_ns: int = 0  # when the first base was granted that came to something
     state: str = ""
     reason: str = ""
     busy: Counter[tuple[NodeId, str]] = field(default_factory=Counter)
@@ -216,6 +219,7 @@ class _Seen:
                 pass
 
     def _committed(self, fact: f.Committed) -> None:
+        self.first_ns = self.first_ns or fact.opened_ns
         self.members += len(fact.members)
         self.commits += 1
         self.samples += fact.samples
@@ -247,7 +251,16 @@ def estimate(question: Question, fleet: Fleet, rounds: int = ROUNDS) -> Estimate
     limit_s = 60 * question.spec.train.max_minutes
     part = min(1.0, limit_s / seconds) if limit_s else 1.0
     made = Estimate(
-        seconds * part, seconds, round(commits * part), seen.commits, nbytes * part, 0.0, 0.0, tokens_per_s, ()
+        seconds * part,
+        seconds,
+        seen.first_ns / NS_PER_S,
+        round(commits * part),
+        seen.commits,
+        nbytes * part,
+        0.0,
+        0.0,
+        tokens_per_s,
+        (),
     )
     return _billed(made, fleet, seen, world_ns)
 
