@@ -30,14 +30,14 @@ def test_without_a_detour_every_way_is_direct() -> None:
     for ways in (Ways(), Ways("grpc"), Ways("direct", DETOUR)):
         choice = Choice(ways)
         assert not choice.first(PEER, 0.0).relayed
-        assert choice.other(Way("", 0.0), 1000.0) is None
+        assert choice.other(PEER, Way("", 0.0), 1000.0) is None
 
 
 def test_grpc_goes_by_detour_at_once_and_stays_there() -> None:
     choice = Choice(Ways("grpc", DETOUR))
     way = choice.first(PEER, 0.0)
     assert way.why == ASKED
-    assert choice.other(way, 1000.0) is None
+    assert choice.other(PEER, way, 1000.0) is None
     choice.stands(PEER, way, 1000.0)
     assert not choice.worth_a_probe(PEER, way, 5000.0)
 
@@ -45,7 +45,7 @@ def test_grpc_goes_by_detour_at_once_and_stays_there() -> None:
 def test_patience_with_silence_follows_how_long_connections_take() -> None:
     def given_up(choice: Choice) -> float:
         times = [n / 100 for n in range(1000)]
-        return next(t for t in times if choice.other(Way("", 0.0), t) is not None)
+        return next(t for t in times if choice.other(PEER, Way("", 0.0), t) is not None)
 
     quick, slow = Choice(AUTO), Choice(AUTO)
     for _ in range(50):
@@ -60,18 +60,38 @@ def test_patience_with_silence_follows_how_long_connections_take() -> None:
 def test_a_peer_that_answers_deserves_a_handshake() -> None:
     choice, way = Choice(AUTO), Way("", 0.0)
     choice.met(way, 0.5)
-    assert choice.other(way, 3.0) is None
-    assert choice.other(way, 4.1) == Way(WRONG, 4.1)
+    assert choice.other(PEER, way, 3.0) is None
+    assert choice.other(PEER, way, 4.1) == Way(WRONG, 4.1)
 
 
 def test_somebody_else_is_left_at_once() -> None:
-    assert Choice(AUTO).other(Way("", 0.0, wrong=True), 0.1) == Way(WRONG, 0.1)
+    assert Choice(AUTO).other(PEER, Way("", 0.0, wrong=True), 0.1) == Way(WRONG, 0.1)
 
 
 def test_a_detour_that_fails_too_gives_the_direct_way_its_turn() -> None:
+    choice, way = Choice(AUTO), Way(SILENT, 0.0)
+    assert choice.other(PEER, way, 14.9) is None
+    assert choice.other(PEER, way, 15.1) == Way("", 15.1)
+    for _ in range(3):
+        choice.refused(way)
+    assert choice.other(PEER, way, 0.5) == Way("", 0.5)
+
+
+def test_a_machine_that_refuses_may_be_about_to_come_back() -> None:
+    choice, way = Choice(AUTO), Way("", 0.0)
+    for _ in range(3):
+        choice.refused(way)
+    assert choice.other(PEER, way, 0.5) is None
+
+
+def test_a_call_after_one_that_found_nobody_begins_where_that_one_ended() -> None:
     choice = Choice(AUTO)
-    assert choice.other(Way(SILENT, 0.0), 3.9) is None
-    assert choice.other(Way(SILENT, 0.0), 4.1) == Way("", 4.1)
+    assert choice.other(PEER, Way("", 0.0), 2.0) == Way(SILENT, 2.0)
+    assert choice.first(PEER, 7.0).why == SILENT
+    restarted = Peer("tcp://10.0.0.2:7085", b"n" * 32)
+    assert not choice.first(restarted, 7.0).relayed, "the engine may have died on a machine that is well"
+    assert choice.other(PEER, Way(SILENT, 7.0), 30.0) == Way("", 30.0)
+    assert not choice.first(PEER, 31.0).relayed, "the detour failed too"
 
 
 def test_what_was_learnt_of_a_machine_is_remembered_for_a_while() -> None:
@@ -204,7 +224,7 @@ async def test_a_relayed_pair_turns_to_the_direct_way_when_that_works(
     shelf = Shelf()
     async with planes(pool, "", "auto", shelf) as (worker, _, peer):
         choice = worker._engine._dialling._choice
-        choice.relayed["tcp://127.0.0.1"] = choosing._Known(until=10**9, probe_s=0.2)
+        choice.relayed["tcp://127.0.0.1"] = choosing._Known(SILENT, until=10**9, probe_s=0.2)
         assert await worker.put(peer, header_of("u0", b"x"), [b"x"]) == b"thanks for u0"
         assert worker.counters()["connections_relayed"] == 1
         shelf.gate = asyncio.Event()  # a call in progress keeps the connection in use

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,8 +122,9 @@ class Links:
     def _write(self) -> None:
         kept = LinksFile(self._transport, self._vault, tuple(self._relayed.values())[-KNOWN_MAX:])
         fresh = self._file.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(kept))
-        fresh.replace(self._file)
+        with contextlib.suppress(OSError):  # a full disk costs an explanation, not the node
+            fresh.write_bytes(msgspec.json.encode(kept))
+            fresh.replace(self._file)
 
 
 def name_of(address: Address) -> str:

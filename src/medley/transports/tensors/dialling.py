@@ -113,6 +113,8 @@ class Dialling:
         match event:
             case zmq.EVENT_CONNECTED:
                 self._choice.met(dialled.way, now)
+            case zmq.EVENT_CONNECT_RETRIED:
+                self._choice.refused(dialled.way)
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 dialled.up, dialled.remake_at, dialled.failures = True, None, 0
                 dialled.why = "it does not answer"
@@ -149,9 +151,9 @@ class Dialling:
         silence_s = now - dialled.link.heard_at
         dead = dialled.link.lost or (dialled.suspect and silence_s > self._host.limits.floor_s)
         dialled.suspect = False
-        other = None if dialled.up or not used else self._choice.other(dialled.way, now)
+        other = None if dialled.up or not used else self._choice.other(dialled.peer, dialled.way, now)
         if other is not None:
-            self._replace(dialled, self._connect(dialled.peer, other, now))
+            self._turn(dialled, other, now)
         elif dialled.remake_at is not None and now >= dialled.remake_at and not dialled.up:
             self._remake(dialled, now)
         elif dead or (not used and silence_s > IDLE_LINK_S):
@@ -163,10 +165,18 @@ class Dialling:
         elif used and dialled.up:
             self._tick_probe(dialled, now)
 
+    def _turn(self, dialled: Dialled, other: Way, now: float) -> None:
+        """Try the other way. A detour gets its own time; the way back does not, or no call would ever end."""
+        self._replace(dialled, self._connect(dialled.peer, other, now))
+        if other.relayed:
+            for call in self._calls:
+                if call.attempt.dialled is dialled:
+                    call.attempt.alive(now)
+
     def _tick_probe(self, dialled: Dialled, now: float) -> None:
         """A relayed peer is tried directly from time to time; whichever connection stands then is the one."""
         probe = self._probes.get(dialled.peer)
-        if probe is not None and self._choice.other(probe.way, now) is not None:
+        if probe is not None and self._choice.other(probe.peer, probe.way, now) is not None:
             self._probes.pop(dialled.peer).close()
         elif probe is None and self._choice.worth_a_probe(dialled.peer, dialled.way, now):
             self._probes[dialled.peer] = self._connect(dialled.peer, Way("", now), now)

@@ -21,9 +21,11 @@ LOST_PACKET_S = 1.0  # before TCP sends its first packet again
 PATIENCE_MIN_S, PATIENCE_MAX_S = 1.25, 3.0
 USUAL_FIRST_S = 0.1
 HANDSHAKE_S = 4.0
-DETOUR_S = 4.0
+DETOUR_S = 15.0  # several round trips over two links, and two handshakes of TLS when it is the first
+REFUSALS = 3  # of a detour, within moments
 REMEMBERED_S = 300.0
-HOSTS_MAX = 4096
+SUPPOSED_S = 60.0
+KNOWN_MAX = 4096
 PROBE_FIRST_S, PROBE_LAST_S = 60.0, 600.0
 
 
@@ -61,6 +63,7 @@ class Way:
     met_at: float = 0.0
     stood: bool = False
     wrong: bool = False
+    refusals: int = 0
 
     @property
     def relayed(self) -> bool:
@@ -68,11 +71,14 @@ class Way:
 
     def again(self, now: float) -> None:
         """The connection was lost, or is made anew."""
-        self.since, self.met_at = now, 0.0
+        self.since, self.met_at, self.refusals = now, 0.0, 0
 
 
 @dataclass(slots=True)
 class _Known:
+    """The direct way failed, for this reason; until when that counts, and when to look again."""
+
+    why: str
     until: float
     probe_s: float = PROBE_FIRST_S
     probe_at: float = 0.0
@@ -84,7 +90,8 @@ class Choice:
 
     ways: Ways
     usual_s: float = USUAL_FIRST_S
-    relayed: dict[str, _Known] = field(default_factory=dict)
+    relayed: dict[str, _Known] = field(default_factory=dict)  # by host: the detour reached an engine there
+    supposed: dict[str, _Known] = field(default_factory=dict)  # by endpoint: nothing has reached it yet
 
     def first(self, peer: Peer, now: float) -> Way:
         """The way to begin with."""
@@ -92,16 +99,25 @@ class Choice:
             return Way("", now)
         if self.ways.transport == "grpc":
             return Way(ASKED, now)
-        known = self.relayed.get(_host(peer))
-        return Way(SILENT if known is not None and now < known.until else "", now)
+        known = self.supposed.get(peer.endpoint) or self.relayed.get(_host(peer))
+        return Way(known.why if known is not None and now < known.until else "", now)
 
-    def other(self, way: Way, now: float) -> Way | None:
+    def other(self, peer: Peer, way: Way, now: float) -> Way | None:
         """The way to try now instead, or None while this one deserves more time."""
         if self.ways.detour is None or self.ways.transport != "auto" or now - way.since < self._patience_s(way):
             return None
         if way.relayed:
+            self.supposed.pop(peer.endpoint, None)
             return Way("", now)
-        return Way(WRONG if way.wrong or way.met_at else SILENT, now)
+        # The next call need not find out again. Of this engine only: its machine may be well, and the engine dead.
+        why = WRONG if way.wrong or way.met_at else SILENT
+        _keep(self.supposed, peer.endpoint, _Known(why, now + SUPPOSED_S))
+        return Way(why, now)
+
+    def refused(self, way: Way) -> None:
+        """Connecting failed and will be tried again. A detour means it; a machine may be about to come back."""
+        if way.relayed:
+            way.refusals += 1
 
     def met(self, way: Way, now: float) -> None:
         """TCP stands."""
@@ -114,15 +130,12 @@ class Choice:
     def stands(self, peer: Peer, way: Way, now: float) -> None:
         """The handshake is done."""
         way.stood, way.wrong = True, False
-        host = _host(peer)
+        self.supposed.pop(peer.endpoint, None)
         if not way.relayed:
-            self.relayed.pop(host, None)
+            self.relayed.pop(_host(peer), None)
         elif self.ways.transport == "auto":
-            if len(self.relayed) >= HOSTS_MAX:
-                self.relayed.clear()
-            known = self.relayed.setdefault(host, _Known(0.0))
-            known.until = now + REMEMBERED_S
-            known.probe_at = now + known.probe_s
+            probe_s = self.relayed[_host(peer)].probe_s if _host(peer) in self.relayed else PROBE_FIRST_S
+            _keep(self.relayed, _host(peer), _Known(way.why, now + REMEMBERED_S, probe_s, now + probe_s))
 
     def worth_a_probe(self, peer: Peer, way: Way, now: float) -> bool:
         """Whether to see if a relayed peer can be reached directly by now; asking counts as having tried."""
@@ -134,7 +147,7 @@ class Choice:
         return True
 
     def _patience_s(self, way: Way) -> float:
-        if way.wrong:
+        if way.wrong or way.refusals >= REFUSALS:
             return 0.0
         if way.relayed:
             return DETOUR_S
@@ -143,6 +156,12 @@ class Choice:
         if way.stood:
             return PATIENCE_MAX_S
         return min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, LOST_PACKET_S + 4 * self.usual_s))
+
+
+def _keep(known: dict[str, _Known], key: str, one: _Known) -> None:
+    if len(known) >= KNOWN_MAX:
+        known.clear()
+    known[key] = one
 
 
 def _host(peer: Peer) -> str:

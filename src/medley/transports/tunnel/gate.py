@@ -30,7 +30,7 @@ Own = Callable[[str], tuple[str, int] | None]
 
 
 class Gate:
-    """Open it with `async with`; `proxy` and `secret` are for the engines."""
+    """`proxy` and `secret` are for the engines, once `run` is ready."""
 
     def __init__(
         self,
@@ -41,7 +41,6 @@ class Gate:
     ) -> None:
         """`own(name)` is where an engine of this node listens, None for any other. `piped` hears of relayed ones."""
         self._line, self._own, self._piped, self._limits = line, own, piped, limits or Limits()
-        self._server: asyncio.Server | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._open = 0
         self.secret = secrets.token_hex(16)
@@ -49,13 +48,16 @@ class Gate:
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until cancelled; then every pipe ends."""
-        async with TaskGroup() as tasks:
-            self._tasks = tasks
-            server = await asyncio.start_server(self._met, LOOPBACK, 0, limit=self._limits.chunk_nbytes)
-            self.proxy = f"{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
-            async with server:
-                ready()
-                await asyncio.Event().wait()
+        try:
+            async with TaskGroup() as tasks:
+                self._tasks = tasks
+                server = await asyncio.start_server(self._met, LOOPBACK, 0, limit=self._limits.chunk_nbytes)
+                self.proxy = f"{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+                async with server:
+                    ready()
+                    await asyncio.Event().wait()
+        finally:
+            await self._line.close()
 
     def called(self, number: int, name: str) -> None:
         """The coordinator says that somebody calls an engine of this node."""

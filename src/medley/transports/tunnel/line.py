@@ -1,6 +1,7 @@
-"""A node's calls to the relay: one channel, made when the first pipe is needed and given up with the last.
+"""A node's calls to the relay: one channel, made when the first pipe is needed and then kept.
 
-Apart from the channel of the control stream, so that bulk never stands in front of a heartbeat.
+Apart from the channel of the control stream, so that bulk never stands in front of a heartbeat. Kept, because a
+handshake over a far link takes as long as an engine waits for a connection.
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ class Line:
 
     async def _release(self, wire: _Wire) -> None:
         wire.calls -= 1
-        if not wire.calls:
-            if self._wire is wire:
-                self._wire = None
+        if not wire.calls and self._wire is not wire:
+            await wire.channel.close()
+
+    async def close(self) -> None:
+        """Give the channel up; calls on it end."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
             await wire.channel.close()

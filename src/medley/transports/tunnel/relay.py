@@ -107,6 +107,11 @@ class Relay:
             if node in pipe.nodes:
                 pipe.end(reason)
 
+    def close(self) -> None:
+        """End every pipe, so that the server need not wait for them."""
+        for pipe in list(self._pipes.values()):
+            pipe.end("the coordinator stops")
+
     # -- the two calls --------------------------------------------------------------------------------------------
 
     async def _open(self, context: Context) -> None:
