@@ -142,6 +142,7 @@ class CoordinatorHost:
                 for task in background:
                     task.cancel()
         finally:
+            self.relay.close()
             await self.server.close()
             self._store.close()
 
