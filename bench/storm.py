@@ -44,7 +44,7 @@ BETWEEN_S = 2.0  # mean time between random kills
 ARM_FIRST_S, ARM_LAST_S = 0.7, 12.0  # one more boundary of each side is armed after a commit, or after so long
 JOBS_MAX = 40
 TROUBLE_S = 3.0  # between two troubles with checkpoints, while something that only they cause has not been met
-TROUBLE = {"PartFailed", "LoadFailed"}
+TROUBLE = {"PartFailed", "LoadFailed", "CheckpointDamaged"}
 # Passed only while a job begins or ends: armed before the first job is submitted.
 RARE = ("Submitted", "Prepared", "Leave", "StateChanged", "Placed")
 # Boundaries of each are armed side by side.
@@ -254,7 +254,7 @@ class Storm:
         self.next_trouble = now + TROUBLE_S
         if "PartFailed" in waits:
             self.boundaries.arm("checkpoint.part.before_rename", FULL)
-        if "LoadFailed" in waits and 2 * seen.get("samples", 0) < seen.get("total", 0):
+        if waits & {"LoadFailed", "CheckpointDamaged"} and 2 * seen.get("samples", 0) < seen.get("total", 0):
             self._damage(seen)
 
     def _damage(self, seen: dict[str, Any]) -> None:
