@@ -13,7 +13,7 @@ def count_parameters(model: Model) -> tuple[int, int]:
     """(trained, frozen) of a preset, a Hugging Face directory or a hub name. Raises UserError as `load_model` does."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = _Tokenizer(model.vocab_size)
+    tokenizer = Vocabulary(model.vocab_size)
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config_of(model, tokenizer))
         if model.lora.rank:
@@ -22,7 +22,7 @@ def count_parameters(model: Model) -> tuple[int, int]:
     return trained, sum(p.numel() for p in network.parameters()) - trained
 
 
-class _Tokenizer:
+class Vocabulary:
     """What a configuration asks of a preset's tokenizer, before there is one."""
 
     pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
