@@ -65,13 +65,13 @@ class ShapedLink:
         self._machine = machine
         self._accesses: dict[Conditions, Access] = {}
         self._clock = SystemClock()
-        self._serving: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+        self._serving: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
         self._tensors = self._access("ps_sync")
         self.compute_factor = self._tensors.conditions.compute_factor
         self.proxy: Proxy | None = None
         if self._tensors.conditions.shaped:
             self.proxy = Proxy(self._tensors.connection, self._clock, moved=self.moved)
-            self._serving.put_nowait(self.proxy.run())
+            self._serving.put_nowait(self.proxy.run)
         self.control: ControlLink | None = None
         if any(self._access(one).conditions.shaped for one in ("heartbeat", "task", "telemetry")):
             self.control = ControlLink(lambda one: self._access(one).connection, self._clock, moved=self.moved)
@@ -95,12 +95,13 @@ class ShapedLink:
         """Serve until cancelled."""
         async with TaskGroup() as tasks:
             while True:
-                tasks.create_task(await self._serving.get())
+                serve = await self._serving.get()
+                tasks.create_task(serve())
 
     def fronted(self, address: Address, host: str, wanted: Sequence[int]) -> Address:
         """The address for others of an engine that listens on loopback; any port where none of these is free."""
         front = self._front(split(address.endpoint.removeprefix("tcp://")), host, wanted)
-        self._serving.put_nowait(front.run())
+        self._serving.put_nowait(front.run)
         bracketed = f"[{host}]" if ":" in host else host
         return replace(address, endpoint=f"tcp://{bracketed}:{front.port}")
 
