@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medley.policies.schedule import Plateau, measured
 from medley.protocol.codec import parse
 from medley.protocol.ids import Generation, JobId, LeaseId, NodeId, UpdateId, Version
+from medley.protocol.layout import Layout
 from medley.protocol.messages import Span
 from medley.protocol.plan import Plan
 from medley.protocol.records import (
@@ -66,6 +67,7 @@ class Account:
     spec: JobSpec
     state: str = "queued"
     plan: Plan | None = None
+    layout: Layout | None = None
     generation: Generation = 0
     version: Version = 0
     places: dict[int, ShardPlace] = field(default_factory=dict)
@@ -166,6 +168,7 @@ def _prepared(account: Account, record: Prepared) -> None:
     if account.plan is not None:
         raise Violation("J1", f"{account.job} was prepared twice")
     account.plan = parse(record.plan, Plan)
+    account.layout = account.plan.layout()
     account.taken = np.zeros(account.total(), bool)
     start = np.full(account.plan.samples, START)
     account.history[0] = Moment(start, account.taken.copy(), (), None)
@@ -193,12 +196,12 @@ def _placed(account: Account, record: Placed) -> None:
 
 
 def _gang(account: Account, record: Placed) -> None:
-    assert account.plan is not None
+    assert account.layout is not None
     wanted = account.spec.placement
     if sorted(account.places) != list(range(wanted.shards)) or len(record.shards) != wanted.shards:
         raise Violation("J6", f"{account.job} wants {wanted.shards} shards and begins with {sorted(account.places)}")
     blocks = sorted(b for p in record.shards for b in p.blocks)
-    if blocks != [b.index for b in account.plan.layout().blocks]:
+    if blocks != [b.index for b in account.layout.blocks]:
         raise Violation("J6", f"the blocks of {account.job} are not all at one shard each: {blocks}")
     for place in record.shards:
         if place.primary == place.backup or bool(place.backup) != (wanted.replication == 2):

@@ -68,8 +68,8 @@ class Checkpoints(Watcher):
     def sealed(self, world: World, command: SealCheckpoint, blocks: Blocks) -> None:
         account = self.book.jobs[command.job]
         self.visible.setdefault(command.job, set()).add((command.generation, command.version))
-        assert account.plan is not None
-        if sorted(blocks) != [b.index for b in account.plan.layout().blocks]:
+        assert account.layout is not None
+        if sorted(blocks) != [b.index for b in account.layout.blocks]:
             raise Violation("C1", f"checkpoint {command.version} holds blocks {sorted(blocks)}")
         moment = account.history.get(command.version)
         if command.generation == account.generation and moment is not None:

@@ -156,8 +156,8 @@ class Training(Watcher):
 
 def compare(account: Account, wanted: np.ndarray, blocks: Blocks, what: str, code: str) -> None:
     """Every block holds what the book says, to the bit."""
-    assert account.plan is not None
-    layout = account.plan.layout()
+    assert account.layout is not None
+    layout = account.layout
     for index, part in blocks.items():
         block = layout.blocks[index]
         there = wanted[block.offset : block.offset + block.numel]

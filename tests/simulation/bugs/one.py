@@ -1,0 +1,29 @@
+"""A process with one bug in it: `python -m tests.simulation.bugs.one NAME FIRST COUNT`.
+
+Runs seeds until an invariant breaks, and says one line of JSON: the seed, the invariant and what was seen, or null.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from tests.simulation.bugs.catalogue import BUGS
+from tests.simulation.bugs.planting import plant
+
+
+def main() -> None:
+    name, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    plant(BUGS[name])
+    from medley.runtimes.simulated.faults.storm import weather  # with the bug in it
+
+    for seed in range(first, first + count):
+        found = weather(seed)
+        if found.invariant:
+            print(json.dumps({"seed": seed, "invariant": found.invariant, "sentence": found.sentence[:300]}))
+            return
+    print("null")
+
+
+if __name__ == "__main__":
+    main()

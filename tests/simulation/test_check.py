@@ -1,0 +1,79 @@
+"""`medley simulate --check`: what it prints, what it writes, and what its exit status says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from medley.cli.main import run
+from medley.cli.simulate import command
+from medley.runtimes.simulated.check import Findings, check
+from medley.runtimes.simulated.coverage import Coverage
+from medley.runtimes.simulated.seeds import Seed
+
+SUMMARY = {"seeds", "violations", "uncovered", "digest", "seconds"}
+
+
+def test_processes_share_seeds_and_the_digest_does_not_tell() -> None:
+    told: list[int] = []
+    alone = check(500, 4, 1, lambda seed, _: told.append(seed.seed))
+    assert told == [500, 501, 502, 503]
+    together = check(500, 4, 2, lambda seed, _: None)
+    assert together.digest == alone.digest
+    assert together.coverage == alone.coverage
+
+
+def test_json_ends_with_the_summary() -> None:
+    result = CliRunner().invoke(command, ["--check", "--seeds", "2", "--first-seed", "7", "--jobs", "1", "--json", "-"])
+    assert result.exit_code == 0, result.output
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert set(last) >= SUMMARY
+    assert (last["seeds"], last["violations"], last["uncovered"]) == (2, 0, 0)
+
+
+def test_one_seed_leaves_its_story(tmp_path: Path) -> None:
+    path = tmp_path / "seed.trace"
+    result = CliRunner().invoke(command, ["--check", "--seeds", "1", "--first-seed", "7", "--trace", str(path)])
+    assert result.exit_code == 0, result.output
+    assert path.read_text().startswith("medley trace 1")
+
+
+def test_a_violation_is_told_with_the_command_that_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(seed: int, trace: Path | None = None) -> Seed:
+        return Seed(seed, "d", 1.0, 10, {}, "T1", "the parameters are wrong")
+
+    monkeypatch.setattr("medley.runtimes.simulated.check.run_seed", broken)
+    result = CliRunner().invoke(command, ["--check", "--seeds", "1", "--first-seed", "9", "--jobs", "1"])
+    assert result.exit_code == 1
+    assert "seed 9 breaks T1" in result.output
+    assert "medley simulate --check --seeds 1 --first-seed 9 --trace seed-9.trace" in result.output
+
+
+def test_a_pair_that_was_missed_counts_against_many_seeds_only() -> None:
+    findings = Findings(0, 1000)
+    findings.seeds = 999
+    assert findings.uncovered() == []
+    findings.seeds = 1000
+    assert ("crash", "before persist Committed") in findings.uncovered()
+
+
+def test_the_table_marks_what_was_missed() -> None:
+    coverage = Coverage()
+    coverage.add({("crash", "here"): 2})
+    assert coverage.table([("crash", "here"), ("crash", "there")]) == ["crash  here 2, !there 0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["simulate", "--check", "--trace", "x"], "--seeds 1"),
+        (["simulate", "--check", "--seeds", "0"], "--seeds"),
+    ],
+)
+def test_mistakes_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and len(told.splitlines()) == 1
