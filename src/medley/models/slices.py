@@ -162,11 +162,16 @@ def random_slice(
         part = holder.get_submodule(name)
         for owner, key, parameter in _parameters(part):
             if parameter.is_meta:
-                drawn = torch.empty(parameter.shape, dtype=dtype).normal_(0, 0.02, generator=source)
-                owner._parameters[key] = nn.Parameter(drawn, requires_grad=False)
+                owner._parameters[key] = nn.Parameter(_drawn(parameter.shape, dtype, source), requires_grad=False)
         if transform is not None:
             setattr(holder, name, transform(part))
     return sliced.eval()
+
+
+def _drawn(shape: torch.Size, dtype: torch.dtype, source: torch.Generator) -> Tensor:
+    """Normal numbers that repeat after a while, because drawing a billion takes longer than measuring with them."""
+    some = torch.empty(min(shape.numel(), 1_000_003), dtype=torch.float32).normal_(0, 0.02, generator=source).to(dtype)
+    return some.repeat(-(-shape.numel() // some.numel()))[: shape.numel()].clone().reshape(shape)
 
 
 def sizes(config: Any, dtype: torch.dtype, linear_nbytes: Callable[[nn.Linear], int] | None = None) -> Sizes:

@@ -1,0 +1,108 @@
+"""Weight-only int8 and int4 for linear layers on a CPU: decoding one stream reads every weight, so fewer bytes are time.
+
+Activations are bf16, sums are fp32 inside torch's own kernels. int8: one scale a row, symmetric. int4: one scale and
+one offset for every `GROUP` weights of a row. Embeddings and norms stay bf16; a layer whose shape a kernel cannot take
+stays as it was. Made from bf16 weights as they are loaded; no calibration, no file format of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medley.models.slices import Transform
+from medley.protocol.errors import UserError, did_you_mean
+
+Weights = Literal["int8", "int4"]
+KINDS = ("int8", "int4")
+GROUP = 64  # 32: a little closer to the original and a tenth more bytes; the kernel takes 32, 64, 128 and 256
+ROWS = 16  # of int4 weights are packed together
+
+
+class Int8Linear(nn.Module):
+    """y = x W^T + b with W = scale_N * int8 [N, K]."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight_NK = linear.weight.data.float()
+        scale_N = (weight_NK.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()
+        # Rounded against the scale that will be used; rounding the scale first costs up to one step at the ends.
+        quantised = (weight_NK / scale_N.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.weight_NK = nn.Buffer(quantised)
+        self.scale_N = nn.Buffer(scale_N)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat_MK = x.reshape(-1, x.shape[-1]).bfloat16().contiguous()
+        out: Tensor = torch._weight_int8pack_mm(flat_MK, self.weight_NK, self.scale_N)
+        return _shaped(out, x, self.bias)
+
+    def dequantised(self) -> Tensor:
+        """[N, K] in fp32: what the kernel multiplies by."""
+        return self.weight_NK.float() * self.scale_N.float()[:, None]
+
+
+class Int4Linear(nn.Module):
+    """y = x W^T + b with W = (uint4 - 8) * scale + offset, for groups of `GROUP` along K; rows padded to 16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.rows = linear.out_features
+        weight_NK = functional.pad(linear.weight.data.float(), (0, 0, 0, -self.rows % ROWS))
+        grouped_NGg = weight_NK.reshape(weight_NK.shape[0], -1, GROUP)
+        low_NG, high_NG = grouped_NGg.amin(-1), grouped_NGg.amax(-1)
+        scale_NG = ((high_NG - low_NG).clamp(min=1e-10) / 15).bfloat16()
+        offset_NG = (low_NG + scale_NG.float() * 8).bfloat16()
+        steps = (grouped_NGg - offset_NG.float()[..., None]) / scale_NG.float()[..., None]
+        nibbles_NK = (steps.round() + 8).clamp(0, 15).to(torch.int32).reshape(weight_NK.shape)
+        self.packed = nn.Buffer(torch._convert_weight_to_int4pack_for_cpu(nibbles_NK, 1))
+        self.scales_GN2 = nn.Buffer(torch.stack([scale_NG.t(), offset_NG.t()], dim=-1).contiguous())
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat_MK = x.reshape(-1, x.shape[-1]).bfloat16().contiguous()
+        out: Tensor = torch._weight_int4pack_mm_for_cpu(flat_MK, self.packed, GROUP, self.scales_GN2)
+        return _shaped(out[:, : self.rows], x, self.bias)
+
+
+def _shaped(out_MN: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    out = out_MN.reshape(*x.shape[:-1], out_MN.shape[-1])
+    return out if bias is None else out + bias
+
+
+def quantiser(kind: str) -> Transform | None:
+    """For `load_slice`: every linear layer of a part replaced; None for "none". Raises UserError for another word."""
+    if kind == "none":
+        return None
+    if kind not in KINDS:
+        raise UserError(f"weights '{kind}' are unknown; {did_you_mean(kind, ('none', *KINDS))}")
+
+    def transform(part: nn.Module) -> nn.Module:
+        if isinstance(part, nn.Linear):
+            return _quantised(part, kind)
+        for name, child in part.named_children():
+            setattr(part, name, transform(child))
+        return part
+
+    return transform
+
+
+def linear_nbytes(linear: nn.Linear, kind: str) -> int:
+    """Bytes of this layer after `quantiser(kind)`, without making it."""
+    rows, columns = linear.out_features, linear.in_features
+    bias = 0 if linear.bias is None else 2 * rows
+    if kind == "int8":
+        return rows * columns + 2 * rows + bias
+    if kind == "int4" and columns % GROUP == 0:
+        padded = rows + -rows % ROWS
+        return padded * columns // 2 + 4 * padded * columns // GROUP + bias
+    return 2 * rows * columns + bias
+
+
+def _quantised(linear: nn.Linear, kind: str) -> nn.Module:
+    if kind == "int8":
+        return Int8Linear(linear)
+    return Int4Linear(linear) if linear.in_features % GROUP == 0 else linear
