@@ -20,7 +20,7 @@ from medley.roles.roster import KeyLists, Roster, replica_nodes
 from medley.roles.state import RunState, apply
 
 NOWHERE = Address("", "")
-CHECKPOINT, MEASUREMENT = "checkpoint", "measurement"  # who pins versions, besides nodes
+CHECKPOINT, MEASUREMENT = "/checkpoint", "/measurement"  # who pins versions, besides nodes: no name of theirs
 SHARD_PATIENCE_NS = 5 * NS_PER_S  # a shard's machine may restart for so long before another one takes its place
 
 NEWS = 0.25  # a speed that moved by so much may change who gets which machine
