@@ -164,8 +164,8 @@ GRANTS = [
     _bug(
         "a round has one slot too many",
         ROLES + "grants",
-        "        while len(_round(ctx, number)) < size:\n",
-        "        while len(_round(ctx, number)) <= size:\n",
+        "        missing = size - len(_round(ctx, number))\n",
+        "        missing = size - len(_round(ctx, number)) + 1\n",
         "C4",
         "J6",
     ),

@@ -25,7 +25,9 @@ SEEDS = 2000
 def hunt(name: str, first: int, count: int) -> dict[str, Any] | None:
     """What the first of these seeds that notices the bug says; None if none does."""
     command = [sys.executable, "-m", "tests.simulation.bugs.one", name, str(first), str(count)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"{name}: {done.stderr[-2000:]}")
     found: dict[str, Any] | None = json.loads(done.stdout)
     return found
 
@@ -55,7 +57,11 @@ def main() -> None:
                 name = waiting.get_nowait()
             except Empty:
                 return
-            told = hunt(name, options.first, options.seeds)
+            try:
+                told = hunt(name, options.first, options.seeds)
+            except AssertionError as error:
+                print(error, flush=True)
+                continue
             with lock:
                 print(f"{name}: {told}", flush=True)
                 if told is not None:

@@ -15,6 +15,7 @@ from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
 
 NEVER = 10**6
 ONE_WAY_MS = (1, 10, 100)  # of the links of a world where no preset is drawn
+HOSTILE = ("checkpoint", "measurement", "coordinator.1")
 SURE = ("n0", "n1")  # machines that every job may count on in the calm: a worker and a shard, and a second shard
 
 
@@ -32,11 +33,12 @@ def _machines(random: Random) -> tuple[Machine, ...]:
     if random.random() < 0.25:
         link = PRESETS[random.choice(["cellular", "good", "satellite"])]
     machines = []
+    others = HOSTILE if random.random() < 0.1 else ()  # names that somebody could choose
     for i in range(random.randint(2, 5)):
         kind = random.random()
         machines.append(
             Machine(
-                name=f"n{i}",
+                name=others[i - 2] if 2 <= i < 2 + len(others) else f"n{i}",
                 device=DEVICES["cloud-2vcpu"],
                 conditions=link,
                 worker=i == 0 or kind < 0.8,

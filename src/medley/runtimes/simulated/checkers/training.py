@@ -30,6 +30,7 @@ class Training(Watcher):
         self.book = book
         self.said: dict[tuple[JobId, UpdateId], tuple[NodeId, m.UpdateReady]] = {}
         self.held: dict[tuple[JobId, UpdateId], set[tuple[NodeId, int]]] = {}  # who said that it has staged which part
+        self.dismissed: dict[tuple[JobId, UpdateId], Generation] = {}  # what a worker was told to forget
         self.durable: dict[JobId, Version] = {}
 
     def started(self, world: World) -> None:
@@ -47,6 +48,8 @@ class Training(Watcher):
             report = said[1]
             if report.generation != account.generation:
                 raise Violation("J3", f"{member.update} of generation {report.generation} in {account.generation}")
+            if self.dismissed.get((account.job, member.update)) == account.generation:
+                raise Violation("T2", f"{member.update} is merged after {member.node} was told to forget it")
             if report.leases != member.leases:
                 raise Violation("S2", f"{member.update} was announced with {report.leases}, merged as {member.leases}")
             if not report.finite:
@@ -111,6 +114,8 @@ class Training(Watcher):
         account = self.book.jobs[message.job]
         if message.generation != account.generation:
             return
+        if message.verdict != "committed":
+            self.dismissed[message.job, message.update] = message.generation
         truth = account.decided.get(message.update, "dropped")
         if message.verdict == "committed" and truth != "committed":
             raise Violation("T1", f"{message.update} is called committed, the log says {truth}")

@@ -123,9 +123,47 @@ LIES: dict[str, Lie] = {
 }
 
 
+def _distorted(ctx: Context, node: NodeId, said: m.UpdateReady, random: Random) -> tuple[str, m.UpdateReady] | None:
+    """What was computed and pushed honestly is announced as something else."""
+    others = sorted(n for n, held in ctx.ledger.leases.items() if held.node != node)
+    wrong = {
+        "update without a lease": replace(said, leases=()),
+        "update with a lease twice": replace(said, leases=(*said.leases, said.leases[0])),
+        "update with a base to come": replace(said, base=said.base + 3),
+        "update with huge counts": replace(said, tokens=HUGE, samples=HUGE),
+    }
+    if others:
+        wrong["update with another's lease"] = replace(said, leases=(random.choice(others),))
+        wrong["update with a lease too many"] = replace(said, leases=(*said.leases, random.choice(others)))
+    what = random.choice(sorted(wrong))
+    return what, wrong[what]
+
+
+DISTORTED = (
+    *("update without a lease", "update with a lease twice", "update with a base to come", "update with huge counts"),
+    *("update with another's lease", "update with a lease too many"),
+)
+
+
+def _distort(storm: Storm, liar: NodeId) -> None:
+    def meddle(stream: Stream, up: bool, message: m.Message, parcels: Sequence[Parcel]) -> Sequence[Parcel] | None:
+        random = storm.random("distort")
+        if not isinstance(message, m.UpdateReady) or stream.node.name != liar or random.random() < 0.5:
+            return parcels
+        run = storm.world.run_of(message.job)
+        told = _distorted(run.ctx, liar, message, random) if run is not None and run.ctx.plan is not None else None
+        if told is None:
+            return parcels
+        storm.strike("lies", told[0])
+        return [replace(parcels[0], data=wire.encode(told[1]))]
+
+    storm.meddlers.append(meddle)
+
+
 def _lie(storm: Storm, rate: float) -> None:
-    """One machine that trains tells lies between its honest words."""
+    """One machine that trains tells lies between its honest words, and instead of them."""
     liar = storm.random("liar").choice(sorted(storm.world.nodes))
+    _distort(storm, liar)
 
     def strike(storm: Storm, random: Random) -> Iterator[str]:
         node, coordinator = storm.world.nodes.get(liar), storm.world.coordinator
@@ -267,7 +305,7 @@ FAULTS = (
         "a machine says what is not its own or not true",
         (10, 60),
         "strikes a minute",
-        tuple(sorted(LIES)),
+        (*sorted(LIES), *DISTORTED),
         _lie,
     ),
     Fault(
