@@ -24,7 +24,7 @@ Body = dict[str, Any]
 JOB: Body = {
     "job": "demo-1", "name": "demo", "state": "running", "reason": "", "version": 2, "samples": 64, "total": 128,
     "epoch": 0.5, "loss": 3.25, "heldout_first": 8.0, "heldout_last": 4.0, "accuracy": 0.25, "tokens": 5000,
-    "tokens_per_s": 1250.0, "elapsed_s": 4.0, "rollbacks": 0, "aborted": 1, "generation": 1,
+    "tokens_per_s": 1250.0, "elapsed_s": 4.0, "machines": 2, "rollbacks": 0, "aborted": 1, "generation": 1,
     "submitted_wall_ns": 1_795_167_000_000_000_000, "changed_wall_ns": 1_795_167_001_000_000_000, "checkpoint": 2,
     "export": None,
 }  # fmt: skip

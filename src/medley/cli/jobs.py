@@ -22,6 +22,9 @@ Examples:
 """
 
 
+WORKING = ("preparing", "running", "finishing", "cancelling")
+
+
 @click.group("jobs", epilog=EPILOG, invoke_without_command=True)
 @asks
 def command(asking: Asking) -> None:
@@ -113,6 +116,7 @@ def _details(answer: dict[str, Any]) -> list[str]:
         ("job", f"{job['job']} ({job['name']})"),
         ("state", f"{state}: {job['reason']}" if job["reason"] else state),
         ("samples", f"{job['samples']} of {job['total']} ({_done(job)}), epoch {job['epoch']:.2f}"),
+        ("machines", str(job["machines"]) if job["state"] in WORKING else "none"),
         ("commits", f"{job['version']}, {job['aborted']} updates refused, {job['rollbacks']} rollbacks"),
         ("loss", figure(job["loss"])),
         ("held-out", f"{figure(job['heldout_first'])} at first, {figure(job['heldout_last'])} now"),

@@ -12,6 +12,7 @@ EPILOG = """\b
 Examples:
   medley up
   medley up --host 0.0.0.0 --no-workers
+  medley up --scheduler priority --quota students=4
 """
 PORT = click.IntRange(0, 65535)
 
@@ -29,6 +30,14 @@ PORT = click.IntRange(0, 65535)
 @click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="Workers on this machine.")
 @click.option("--no-workers", is_flag=True, help="Lend this machine's own processor to nobody.")
 @click.option("--network", metavar="PRESET", default="none", help="Emulate a bad link for the workers on this machine.")
+@click.option(
+    "--scheduler",
+    metavar="NAME",
+    default="fifo",
+    show_default=True,
+    help="Who gets which machines; docs/scheduling.md.",
+)
+@click.option("--quota", "quotas", multiple=True, metavar="QUEUE=MACHINES", help="Limit a queue of jobs; repeatable.")
 @click.option("--dir", "directory", metavar="DIR", help="State of the coordinator. Default: ~/.medley/coordinator.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one line of JSON.")
 def command(
@@ -40,6 +49,8 @@ def command(
     workers: int,
     no_workers: bool,
     network: str,
+    scheduler: str,
+    quotas: tuple[str, ...],
     directory: str | None,
     as_json: bool,
 ) -> None:
@@ -54,6 +65,7 @@ def command(
     from medley.protocol.hosts import is_loopback
     from medley.runtimes.up import UpOptions, run_up
 
+    named, limits = _scheduling(scheduler, quotas)
     where = coordinator_dir(directory)
     if is_running(where):
         raise UserError(
@@ -71,6 +83,8 @@ def command(
         advertised=tuple(advertise),
         workers=0 if no_workers else workers,
         announce=not is_loopback(host),
+        scheduler=named,
+        quotas=limits,
         network=network_named(network),
     )
     with _one_sentence():
@@ -78,6 +92,22 @@ def command(
             run_up(options, lambda line: click.echo(line, err=True), lambda address: click.echo(json.dumps(address)))
         else:
             run_up(options, click.echo)
+
+
+def _scheduling(name: str, quotas: tuple[str, ...]) -> tuple[str, dict[str, int]]:
+    """Raises UserError for a scheduler that does not exist and for a quota that is none."""
+    from medley.policies.scheduling.names import check_quotas, scheduler
+    from medley.protocol.errors import UserError
+
+    scheduler(name)
+    limits: dict[str, int] = {}
+    for word in quotas:
+        queue, equals, count = word.partition("=")
+        if not (queue and equals and count.isdigit()):
+            raise UserError(f"--quota {word}: write QUEUE=MACHINES, such as --quota students=4")
+        limits[queue] = int(count)
+    check_quotas(limits)
+    return name, limits
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from medley.protocol.codec import text
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import UserError, did_you_mean
 from medley.protocol.events import Cancel, CoordinatorEvent, Resume, Submit
-from medley.protocol.ids import NS_PER_S, NodeId
+from medley.protocol.ids import NS_PER_S, JobId, NodeId
 from medley.protocol.records import NodeRevoked
 from medley.protocol.spec import JobSpec
 from medley.protocol.version import __version__
@@ -192,7 +192,8 @@ class Operator:
             "job": run.ctx.job,
             "name": state.parsed_spec().name,
             "state": state.state,
-            "reason": state.reason,
+            "reason": state.reason or (self._host.role.why.get(run.ctx.job, "") if not run.over else ""),
+            "machines": len(run.ctx.allotted),
             "version": state.version,
             "samples": done,
             "total": samples.total if samples is not None else 0,
@@ -244,14 +245,11 @@ class Operator:
         return {"nodes": [self.describe_node(v) for v in self._host.role.pool.values()]}
 
     def describe_node(self, view: NodeView) -> Body:
-        run = self._host.role.runs.get(self._host.role.active)
-        worker = run.ctx.roster.workers.get(view.node) if run is not None and not run.over else None
-        shards = (
-            [p.shard for p in run.state.places if view.node in (p.primary, p.backup)]
-            if run is not None and not run.over
-            else []
-        )
+        role = self._host.role
+        run = role.working.get(view.job)
+        worker = run.ctx.roster.workers.get(view.node) if run is not None else None
         held = run.state.samples.leases if run is not None and run.state.samples is not None else {}
+        shards = self._shards_on(view)
         capability = view.capability
         roles = [n for n, on in (("worker", capability.worker), ("shard", capability.shard)) if on]
         return {
@@ -261,30 +259,41 @@ class Operator:
             "cores": capability.cores,
             "memory_bytes": capability.memory_bytes,
             "platform": capability.platform,
+            "job": view.job,
             "tokens_per_s": worker.tokens_per_s if worker else 0.0,
             "phase": "lost" if not view.connected else "training" if worker and worker.ready else "idle",
             "leases": sum(h.node == view.node for h in held.values()),
-            "shards": shards,
+            "shards": sorted(shard for found in shards.values() for shard in found),
             "heard_s_ago": (self._host.clock.now_ns() - view.heard_ns) / NS_PER_S,
             "reason": self._why(view, run, shards),
         }
 
-    def _why(self, view: NodeView, run: Run | None, shards: list[int]) -> str:
+    def _shards_on(self, view: NodeView) -> dict[JobId, list[int]]:
+        """Of which jobs it holds which shards."""
+        role = self._host.role
+        found: dict[JobId, list[int]] = {}
+        for job in sorted(role.shared.hosting.get(view.node, ())):
+            places = role.runs[job].state.places
+            found[job] = [p.shard for p in places if view.node in (p.primary, p.backup)]
+        return found
+
+    def _why(self, view: NodeView, run: Run | None, shards: dict[JobId, list[int]]) -> str:
         if not view.connected:
             return "its connection ended"
-        if run is None or run.over:
-            return "no job needs it"
-        parts = []
-        if shards:
-            parts.append(f"holds shard {', '.join(map(str, shards))} of {run.ctx.job}")
-        worker = run.ctx.roster.workers.get(view.node)
-        if worker is not None:
-            parts.append("trains" if worker.ready else "loads its model")
-        elif unfit := run.ctx.unfit_reason(view.node):
-            parts.append(f"cannot train {run.ctx.job}: {unfit}")
-        elif view.capability.worker:
-            parts.append("waits to be enlisted")
-        return "; ".join(parts) or "keeps parameters for the next job"
+        parts = [f"holds shard {', '.join(map(str, held))} of {job}" for job, held in shards.items() if held]
+        if run is not None:
+            worker = run.ctx.roster.workers.get(view.node)
+            if worker is not None:
+                parts.append("trains" if worker.ready else "loads its model")
+            elif unfit := run.ctx.unfit_reason(view.node):
+                parts.append(f"cannot train {run.ctx.job}: {unfit}")
+            else:
+                parts.append("waits to be enlisted")
+        elif not view.capability.worker:
+            parts = parts or ["keeps parameters for the next job"]
+        else:
+            parts.append(self._host.role.why.get(view.node) or "no job needs it")
+        return "; ".join(parts)
 
     async def _explain(self, body: Body) -> Body:
         return {"decisions": self._host.chronicle.decisions(str(body.get("subject", "")))}

@@ -42,7 +42,7 @@ def compare(ctx: Context, node: NodeId, message: Hello | Heartbeat, now_ns: int)
         lose_work(ctx, node, f"{node} started anew")
     shards = {s.shard: s for s in message.shards if s.job == ctx.job}
     for status in shards.values():
-        _compare_shard(ctx, node, status)
+        _compare_shard(ctx, node, status, fresh)
     if fresh:
         _notice_missing_shards(ctx, node, shards)
 
@@ -131,7 +131,7 @@ def _say_leases_again(ctx: Context, node: NodeId, missed: list[LeaseId]) -> None
 # -- shards -------------------------------------------------------------------------------------------------------
 
 
-def _compare_shard(ctx: Context, node: NodeId, status: ShardStatus) -> None:
+def _compare_shard(ctx: Context, node: NodeId, status: ShardStatus, fresh: bool) -> None:
     placed = any(p.shard == status.shard and node in replica_nodes(p) for p in ctx.state.places)
     if ctx.state.state in IDLE or not placed:
         ctx.send(node, Leave(ctx.job, status.generation, status.shard, "it is held elsewhere"))
@@ -141,8 +141,8 @@ def _compare_shard(ctx: Context, node: NodeId, status: ShardStatus) -> None:
     key = (node, status.shard)
     staged = frozenset(h.update for h in status.staged)
     if key in ctx.lost_shards:
-        if ctx.reload or not status.ready or not _reaches_present(ctx, status.version, staged):
-            return
+        if not fresh or ctx.reload or not status.ready or not _reaches_present(ctx, status.version, staged):
+            return  # only a stream that begins says what is there now: anything else may have been said before
         del ctx.lost_shards[key]  # it was only away
     replica = ctx.roster.replicas.setdefault(key, ReplicaView(node, status.shard))
     if not status.ready:

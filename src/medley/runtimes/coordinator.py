@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import assert_never
 
@@ -38,6 +38,7 @@ from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address, EngineUp, ToNode
 from medley.protocol.records import PoolRecord, Record
 from medley.protocol.wire import Envelope
+from medley.roles.allotment import PoolOptions
 from medley.roles.coordinator import Coordinator
 from medley.runtimes.addresses import address_of, advertised, check_address, is_everywhere, is_loopback, split
 from medley.runtimes.announce import announce
@@ -60,6 +61,7 @@ POOL = "pool"
 TICK_S = 0.1
 EVENTS_MAX = 65_536  # that wait to be handled; far above what a fleet says in a second
 STOP_S = 60.0
+PREPARERS_MAX = 2  # processes that prepare or export at once; each reads a whole model
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class CoordinatorOptions:
     announce: bool = False
     url: str = ""
     tensor_ports: str = ""
+    scheduler: str = "fifo"
+    quotas: dict[str, int] = field(default_factory=dict)  # machines of each queue of jobs at once
 
 
 class CoordinatorHost:
@@ -93,7 +97,7 @@ class CoordinatorHost:
         self._store = EventLog.open(options.url or f"sqlite:///{options.directory / 'events.db'}")
         self.term = self._store.acquire_term(f"coordinator@{options.host}")
         stored = [(s.stream, RECORDS.from_json(s.kind, s.body)) for s in self._store.read()]
-        self.role = Coordinator(self.term)
+        self.role = Coordinator(self.term, PoolOptions(options.scheduler, options.quotas))
         self.role.restore(stored)
         pool: list[PoolRecord] = [r for name, r in stored if name == POOL]
         self.door = Door(self.authority, pool)
@@ -104,6 +108,7 @@ class CoordinatorHost:
         self._causes = Causes()
         self._vault: EngineProcess | None = None
         self._tasks: asyncio.TaskGroup | None = None
+        self._preparers = asyncio.Semaphore(PREPARERS_MAX)
         self._stopped = asyncio.Event()
         self._executed = asyncio.Event()
         self._deciding = asyncio.Lock()  # a token is redeemed once: looked up, kept and folded by one request at a time
@@ -307,9 +312,10 @@ class CoordinatorHost:
                 said.append(report)
                 process.kill()
 
-        process = EngineProcess("preparer", heard)
-        process.say(command)
-        await process.run()
+        async with self._preparers:
+            process = EngineProcess("preparer", heard)
+            process.say(command)
+            await process.run()
         report = said[0]
         if isinstance(report, EngineExited):
             reason = f"the process that should {what} the job ended: {report.reason}"

@@ -54,6 +54,8 @@ class UpOptions:
     encrypt: bool = True
     announce: bool = False
     url: str = ""
+    scheduler: str = "fifo"
+    quotas: dict[str, int] = field(default_factory=dict)  # machines of each queue of jobs at once
     allow_code: bool = True
     tensor_ports: str = TENSOR_PORTS
     transport: str = "auto"  # of the nodes started here
@@ -180,6 +182,8 @@ class LocalPool:
             options.announce,
             options.url,
             self.ports,
+            options.scheduler,
+            options.quotas,
         )
         path = options.directory / "coordinator.json"
         write_options(path, wanted)
