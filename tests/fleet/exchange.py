@@ -8,7 +8,9 @@ the seconds of each round as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import struct
 import sys
@@ -102,7 +104,14 @@ def dial(host: str, port: int, source: str) -> socket.socket:
     return connection
 
 
+def urgent() -> None:
+    """Be served at once on a busy machine, where one may: else its other work would be measured as the network's."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(5))
+
+
 def main() -> None:
+    urgent()
     host, port = sys.argv[2], int(sys.argv[3])
     if sys.argv[1] == "serve":
         listener = socket.create_server((host, port), backlog=64)

@@ -345,6 +345,9 @@ class NodeHost:
     def _host(self) -> str:
         return self._options.tensor_host or route_to(split(self._options.control)[0])
 
+    def _listening(self) -> tuple[str, range]:
+        return self._host(), ports(self._options.tensor_ports)
+
     def _environment(self, key: Key) -> dict[str, str]:
         options = self._options
         return {
@@ -358,7 +361,7 @@ class NodeHost:
         }
 
     def _reported(self, key: Key, process: EngineProcess, report: EngineReport) -> None:
-        report = self._shaping.reported(key[0], key[1] >= 0, report, self._host(), ports(self._options.tensor_ports))
+        report = self._shaping.reported(key[0], key[1] >= 0, report, self._listening)
 
         def act() -> None:
             hosted = self._roles.get(key)

@@ -164,12 +164,14 @@ class Shaping:
                 told |= {HOST: LOOPBACK, PORTS: ""}  # others dial its front
         return told
 
-    def reported(self, job: JobId, is_shard: bool, report: Report, host: str, wanted: Sequence[int]) -> Report:
-        """An engine's report as the node may believe it: a shard is reached by its front."""
-        link = self._own or self._of_jobs.get(job)
-        if link is None or link.proxy is None or not is_shard or not isinstance(report, Opened):
+    def reported(self, job: JobId, is_shard: bool, report: Report, where: Callable[[], tuple[str, range]]) -> Report:
+        """An engine's report as the node may believe it: a shard is reached by its front, which listens at `where`."""
+        if not is_shard or not isinstance(report, Opened):
             return report
-        return Opened(link.fronted(report.address, host, wanted))
+        link = self._own or self._of_jobs.get(job)
+        if link is None or link.proxy is None:
+            return report
+        return Opened(link.fronted(report.address, *where()))
 
     def note(self) -> None:
         """Keep what has crossed emulated links so far, this machine's earlier lives included, for who reports it."""
