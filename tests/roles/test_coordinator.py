@@ -80,7 +80,7 @@ def test_stopping_saves_what_was_committed_and_commits_nothing_more() -> None:
     assert stage.coordinator.unsaved() == [JOB]
     assert stage.coordinator.runs[JOB].state.version == 1
     said(stage, "s1", "PartWritten shard=0 version=1")
-    stage.handle(EngineSaid(e.Sealed(JOB, 1, "d", 1)))
+    stage.handle(EngineSaid(e.Sealed(JOB, 1, 1, "d", 1)))
     assert stage.coordinator.unsaved() == []
 
 

@@ -334,6 +334,7 @@ class JobPrepared:
 @dataclass(frozen=True, slots=True)
 class Sealed:
     job: JobId
+    generation: Generation
     version: Version
     digest: str
     nbytes: int

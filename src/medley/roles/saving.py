@@ -219,6 +219,8 @@ def sealed(ctx: Context, report: Sealed, now_ns: int) -> None:
     saving = ctx.saving
     if saving is None or saving.version != report.version or not saving.sealing:
         return
+    if report.generation != ctx.generation:
+        return  # what a rollback took away was sealed late; this version of the present generation is not yet
     ctx.saving = None
     ctx.save_failures = 0
     ctx.save_now = False

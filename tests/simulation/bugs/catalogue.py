@@ -508,8 +508,8 @@ SAVING = [
     _bug(
         "an old answer seals a new checkpoint",
         ROLES + "saving",
-        "    if saving is None or saving.version != report.version or not saving.sealing:\n        return\n    ctx.saving = None\n",
-        "    if saving is None:\n        return\n    ctx.saving = None\n",
+        "    if saving is None or saving.version != report.version or not saving.sealing:\n        return\n    if report.generation",
+        "    if saving is None:\n        return\n    if report.generation",
         "C1",
         "C2",
     ),

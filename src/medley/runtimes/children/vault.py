@@ -162,7 +162,8 @@ class Vault:
         sealed = self._checkpoints.seal(command.job, manifest)
         self._checkpoints.keep_only(command.job, command.keep)
         self._sweep(command.job, command.version)
-        return Sealed(command.job, command.version, sealed.digest, sum(p.nbytes for p in command.parts))
+        nbytes = sum(p.nbytes for p in command.parts)
+        return Sealed(command.job, command.generation, command.version, sealed.digest, nbytes)
 
     def _sweep(self, job: str, version: int) -> None:
         """Parts on their way to checkpoints that are history now: whoever sent them died or was rolled back."""

@@ -249,7 +249,7 @@ class CoordinatorHost:
             name: p for name, p in kept.parts.items() if name not in done and _version(name) > min(kept.sealed)
         }
         nbytes = sum(p.nbytes for p in command.parts)
-        self.handle(EngineSaid(e.Sealed(command.job, command.version, "d", nbytes)))
+        self.handle(EngineSaid(e.Sealed(command.job, command.generation, command.version, "d", nbytes)))
 
     def _export(self, command: e.ExportJob) -> None:
         if not self.alive:

@@ -32,9 +32,11 @@ class _Pins:
     pulling: dict[NodeId, Version] = field(default_factory=dict)
     loose: dict[tuple[NodeId, int], set[Version]] = field(default_factory=dict)
 
+    away: dict[NodeId, Version] = field(default_factory=dict)  # the version at which a primary was away last
     unpinned: list[tuple[NodeId, int, Version]] = field(default_factory=list)  # in the step at hand
 
-    def broke(self, node: NodeId) -> None:
+    def broke(self, node: NodeId, version: Version) -> None:
+        self.away[node] = version
         for key, pinned in self.pinned.items():
             if key[0] == node:
                 self.loose.setdefault(key, set()).update(pinned)
@@ -64,13 +66,16 @@ class Pins(Watcher):
                 case Send(node, message):
                     self._sent(world, node, message)
                 case Close(node):
-                    for pins in self.jobs.values():
-                        pins.pulling.pop(node, None)
-                        pins.broke(node)
+                    self._gone(node)
                 case _:
                     pass
 
         self._still_written(world)
+
+    def _gone(self, node: NodeId) -> None:
+        for job, pins in self.jobs.items():
+            pins.pulling.pop(node, None)
+            pins.broke(node, self.book.jobs[job].version)
 
     def _of(self, job: JobId) -> _Pins:
         return self.jobs.setdefault(job, _Pins(self.book.jobs[job].generation))
@@ -90,11 +95,9 @@ class Pins(Watcher):
                     if isinstance(message, m.Hello) or phases.get(job) not in ("wanting", "pulling"):
                         pins.pulling.pop(node, None)
                     if isinstance(message, m.Hello):
-                        pins.broke(node)
+                        pins.broke(node, self.book.jobs[job].version)
             case Lost(node) | Expel(node):
-                for pins in self.jobs.values():
-                    pins.pulling.pop(node, None)
-                    pins.broke(node)
+                self._gone(node)
             case _:
                 pass
 
@@ -131,7 +134,9 @@ class Pins(Watcher):
         if version in pins.pinned.get((node, shard), ()) or version in pins.loose.get((node, shard), ()):
             return
         view = world.coordinator.pool.get(node) if world.coordinator is not None else None
-        if view is None or not view.connected:
+        # What was pinned while a primary was away is not said to it later: it may still have that version, or the pull
+        # fails and is tried again with a newer one.
+        if view is None or not view.connected or version <= pins.away.get(node, -1):
             pins.loose.setdefault((node, shard), set()).add(version)
             return
         raise Violation("T4", f"{what}, which shard {shard} on {node} has not pinned")
