@@ -274,7 +274,7 @@ def evaluates(effects: list[fx.Effect]) -> list[str]:
 def test_a_measurement_keeps_nobody_from_a_newer_base() -> None:
     stage = CoordinatorStage({"mode": "async", "workers": "1"})
     ctx = stage.coordinator.runs[JOB].ctx
-    ctx.pin(0, "measurement")
+    ctx.pin(0, MEASUREMENT)
     said(stage, "w1", "UpdateReady update=a leases=[1] base=0")
     said(stage, "s1", "Staged shard=0 update=a")
     assert (ctx.state.version, set(ctx.pins)) == (1, {0})
