@@ -14,6 +14,7 @@ from medley.protocol import messages as m
 from medley.protocol.codec import text
 from medley.protocol.events import Cancel, EngineSaid, Heard, Resume, Stop, Submit, Tick
 from medley.protocol.spec import JobSpec
+from medley.roles.context import MEASUREMENT
 
 SPEC = text(make_spec({}))
 
