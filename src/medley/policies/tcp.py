@@ -8,6 +8,7 @@ both held against kernel TCP by `bench/wan.py`. It knows no receive windows, no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, inf, log
@@ -25,7 +26,7 @@ SPELL_S = 0.02  # a drawn delay lasts so long, at least; otherwise half a round 
 BETA, CUBIC = 0.7, 0.4
 HYSTART_SEGMENTS = 18  # so many give the eight samples that it wants of a round trip
 DRAWN_FLIGHTS = 96  # of one transfer; the rest of it goes at the steady rate
-STEADY_FLIGHTS = 1500
+STEADY_FLIGHTS = 600
 
 
 class Chance(Protocol):
@@ -273,8 +274,8 @@ def stream(conditions: Conditions, direction: Direction, chance: Chance, phase_s
     return Stream(conditions, bottleneck(conditions, direction), there, back, chance, phase_s)
 
 
-def transfer_s(sender: Stream, now_s: float, nbytes: int, steady_bytes_per_s: float = 0.0) -> float:
-    """From the first byte's sending to the last one's arrival, in order; `steady_bytes_per_s` serves a long rest."""
+def transfer_s(sender: Stream, now_s: float, nbytes: int, steady: Callable[[], float] | None = None) -> float:
+    """From the first byte's sending to the last arrival in order; a long rest goes at `steady()` bytes a second."""
     at_s, arrived_s, left = now_s, now_s, nbytes
     for number in range(1 << 30):
         flight = sender.flight(at_s, left)
@@ -282,8 +283,8 @@ def transfer_s(sender: Stream, now_s: float, nbytes: int, steady_bytes_per_s: fl
         arrived_s, at_s = max(arrived_s, flight.arrives_s), flight.again_s
         if left <= 0:
             break
-        if number >= DRAWN_FLIGHTS and steady_bytes_per_s and left > nbytes / 2:
-            return arrived_s - now_s + left / steady_bytes_per_s
+        if steady is not None and number >= DRAWN_FLIGHTS:
+            return arrived_s - now_s + left / steady()
     return arrived_s - now_s
 
 

@@ -2,17 +2,19 @@
 
 A machine's access link has conditions for each class of traffic. A control message waits for its turn in a stream that
 keeps order; loss costs it retransmission time, an outage its stream's life. A transfer shares its sender's uplink and
-its receiver's downlink with what else moves there, never exceeds what one TCP stream reaches on that path, and after
-an interruption goes on from the last chunk that was acknowledged, as the tensor plane does.
+its receiver's downlink with what else moves there, never exceeds what its TCP stream makes of that path
+(`policies.tcp`, drawn for each transfer; the window stays warm between them), and after an interruption goes on from
+the last chunk that was acknowledged, as the tensor plane does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, log2
 from random import Random
 
+from medley.policies.tcp import Stream, steady_bytes_per_s, stream, transfer_s
 from medley.protocol.conditions import MSS_NBYTES, PACKET_NBYTES, Conditions, goodput_bytes_per_s, path, rto_s
 from medley.protocol.ids import NodeId
 from medley.runtimes.simulated.flows import Flow, Pipe, Sharing
@@ -53,6 +55,7 @@ class Transfer:
     done: Callable[[bool], None]
     ends: tuple[str, ...] = ()
     began_ns: int = 0
+    bytes_per_s: float = inf  # what its TCP stream reaches, had it the links for itself
     flow: Flow | None = None
     over: bool = False
     stalls: int = 0
@@ -70,6 +73,8 @@ class _Path:
     stream_bytes_per_s: float  # what one TCP stream reaches, before anybody shares the link
     cycles: tuple[tuple[Access, Conditions], ...]
     plain: bool  # nothing here depends on chance or time
+    conditions: Conditions
+    stream: Stream | None = None  # of transfers, where anything but bandwidth is in their way; its window stays warm
 
 
 class Network:
@@ -117,7 +122,10 @@ class Network:
     def _resent_ns(self, way: _Path, random: Random, nbytes: int) -> int:
         """What retransmissions cost: a tail loss probe first (RFC 8985), then timeouts that double."""
         waited, timeout = 0, way.timeout_ns
-        lost = random.random() < 1 - (1 - way.loss) ** max(1, ceil(nbytes / MSS_NBYTES))
+        segments = 1 if nbytes <= MSS_NBYTES else ceil(nbytes / MSS_NBYTES)
+        lost = random.random() < (way.loss if segments == 1 else 1 - (1 - way.loss) ** segments)
+        if not lost and not way.cycles:
+            return 0
         probe = min(timeout, max(10 * MS, 2 * way.rtt_ns))
         while lost or not self._carries(way, self.kernel.now + waited):
             waited += probe or timeout
@@ -156,14 +164,25 @@ class Network:
             self.kernel.after(int(nbytes / LOOPBACK_BYTES_PER_S * S) + LAN_NS, self._over, transfer, True)
             return transfer
         way = self._path(source, target, "ps_sync")
-        rate = way.stream_bytes_per_s
-        first_ns = self.delay_ns(source, target, "ps_sync", 0) + _ramp_ns(way.rtt_ns, nbytes, rate)
+        if way.stream is not None:
+            first_ns, rate = self._drawn(way, way.stream, nbytes)
+        else:
+            rate = way.stream_bytes_per_s
+            first_ns = self.delay_ns(source, target, "ps_sync", 0) + _ramp_ns(way.rtt_ns, nbytes, rate)
+        transfer.bytes_per_s = rate
         small = nbytes <= WINDOW_NBYTES and not way.cycles and not self.blocked
         if small or rate == inf:
             self.kernel.after(first_ns + int(nbytes / rate * S), self._over, transfer, True)
         else:
             self.kernel.after(first_ns, self._begin, transfer)
         return transfer
+
+    def _drawn(self, way: _Path, stream: Stream, nbytes: int) -> tuple[int, float]:
+        """When the first byte of a transfer arrives, and the rate of all that TCP makes of it on links of its own."""
+        now_s, conditions = self.kernel.now / S, way.conditions
+        took_s = transfer_s(stream, now_s, nbytes, lambda: steady_bytes_per_s(conditions, "up"))
+        first_s = min(took_s, way.rtt_ns / 2 / S)
+        return int(first_s * S), nbytes / max(took_s - first_s, 1e-9)
 
     def end_socket(self, end: str) -> None:
         """This socket is closed: what moves to or from it breaks."""
@@ -199,7 +218,7 @@ class Network:
         if self.is_blocked(transfer.source, transfer.target):
             return 0.0
         way = self._path(transfer.source, transfer.target, "ps_sync")
-        return way.stream_bytes_per_s if self._carries(way, self.kernel.now) else 0.0
+        return transfer.bytes_per_s if self._carries(way, self.kernel.now) else 0.0
 
     def _left(self, transfer: Transfer) -> None:
         self._over(transfer, True)
@@ -272,6 +291,10 @@ class Network:
         here, there = a.of(kind), b.of(kind)
         both = path(here, there)
         cycles = tuple((access, c) for access, c in ((a, here), (b, there)) if c.down_s > 0)
+        plain = not (both.loss or both.jitter_ms or cycles)
+        stream = None
+        if kind == "ps_sync" and not plain:
+            both, cycles, stream = _streamed(both, cycles, a.random)
         return _Path(
             max(2 * LAN_NS, int(both.rtt_ms * MS)),
             both.jitter_ms * MS,
@@ -280,8 +303,22 @@ class Network:
             both.up_bytes_per_s * MSS_NBYTES / PACKET_NBYTES or inf,
             goodput_bytes_per_s(both),
             cycles,
-            not (both.loss or both.jitter_ms or cycles),
+            plain,
+            both,
+            stream,
         )
+
+
+Cycles = tuple[tuple[Access, Conditions], ...]
+
+
+def _streamed(both: Conditions, cycles: Cycles, random: Random) -> tuple[Conditions, Cycles, Stream]:
+    """A path's TCP stream. Outages that it lives through are its own business: it waits for a time-out after each."""
+    if len(cycles) == 1 and cycles[0][1].down_s * S < STALLED_NS:
+        ((access, c),) = cycles
+        both = replace(both, up_s=c.up_s, down_s=c.down_s)
+        return both, (), stream(both, "up", random, access.phase_ns / S)
+    return both, cycles, stream(both, "up", random)
 
 
 def _pipe(name: str, bytes_per_s: float) -> Pipe:
