@@ -5,7 +5,7 @@ import pytest
 from medley.compression import make_codec
 from medley.policies import costs
 from medley.policies.costs import Size
-from medley.policies.devices import Device
+from medley.policies.devices import Device, device
 from medley.protocol.spec import Compression, Optimizer, Outer, Sync, Train
 
 # One GFLOP/s, one GB/s: seconds are FLOP or bytes over 1e9.
@@ -33,10 +33,10 @@ def test_a_straggler_takes_that_many_times_as_long() -> None:
 
 def test_one_token_costs_as_much_memory_as_many() -> None:
     """Weights must come from memory however little is computed: 3 passes of 4 MB at 1 GB/s."""
-    device = Device("thin", 1e15, 1 << 30, 1e9, 1, 1, 0, "made up")
+    thin = Device("thin", 1e15, 1 << 30, 1e9, 1, 1, 0, "made up")
     tiny = Size(1_000_000, tokens_per_sample=1)
     fixed = costs.LEASE_NS + costs.BATCH_NS
-    assert costs.lease_ns(device, tiny, TRAIN, 1) - fixed == pytest.approx(12e6 + 24e6 + 8e6, rel=1e-3)
+    assert costs.lease_ns(thin, tiny, TRAIN, 1) - fixed == pytest.approx(12e6 + 24e6 + 8e6, rel=1e-3)
 
 
 def test_on_a_machine_without_limits_only_the_fixed_price_remains() -> None:
@@ -44,6 +44,16 @@ def test_on_a_machine_without_limits_only_the_fixed_price_remains() -> None:
     # 100 samples of 100 tokens are 5 micro-batches of 2,048; four steps of 25 samples are 4 times two.
     assert costs.micro_batches(FAST, MODEL, 100) == 5
     assert costs.micro_batches(FAST, MODEL, 100, steps=4) == 8
+
+
+def test_a_card_pays_for_the_way_to_the_memory_beside_it() -> None:
+    """6 bytes a parameter in and out and 8 of encoding at 3 GB/s: what an H200 was measured to take, within a sixth."""
+    h200, large = device("h200"), Size(1_100_048_384, tokens_per_sample=1024, compute_nbytes=2)
+    host_s = 1_100_048_384 * (6 + 8) / 3e9
+    products_s = costs.train_flops(large, 65_536) / h200.flops_per_s
+    reckoned_s = costs.lease_ns(h200, large, TRAIN, 64) / 1e9
+    assert reckoned_s == pytest.approx(products_s + host_s, rel=0.01)
+    assert reckoned_s == pytest.approx(6.26, rel=1 / 6)
 
 
 def test_local_steps_pay_for_their_optimiser() -> None:

@@ -82,6 +82,8 @@ def lease_ns(device: Device, size: Size, train: Train, samples: int, steps: int 
         train_flops(size, samples * size.tokens_per_sample) / device.flops_per_s,
         3.0 * passes * size.every_parameter * size.compute_nbytes / device.memory_bytes_per_s,
     )
+    if device.host_bytes_per_s:  # the base comes from, and the update goes to, the memory beside the card
+        products += size.parameters * (size.compute_nbytes + FP32) / device.host_bytes_per_s
     # Gradients are cleared, and added to an fp32 sum, once a micro-batch; a base is copied in once.
     walked: float = size.parameters * (passes * (2 * size.compute_nbytes + 2 * FP32) + FP32 + size.compute_nbytes)
     if train.sync.mode == "local-sgd":
@@ -143,7 +145,8 @@ def _shard_optimizer(train: Train) -> str:
 
 
 def _walk_ns(device: Device, nbytes: float) -> int:
-    return round(nbytes / device.memory_bytes_per_s * NS_PER_S)
+    """Through the memory where updates and shards live, which is never a card's own."""
+    return round(nbytes / (device.host_bytes_per_s or device.memory_bytes_per_s) * NS_PER_S)
 
 
 # -- bytes --------------------------------------------------------------------------------------------------------
