@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medley.cli.main import run
-from medley.jobs.experiments import runner, session
+from medley.jobs.experiments import session
 
 TINY = """
 name: tiny
@@ -48,7 +48,7 @@ def test_an_experiment_ends_with_what_one_learns_and_where_it_is(
 def test_ctrl_c_says_what_is_kept_and_what_is_missing(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> list[runner.Died]:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session.runner, "run_all", interrupted)

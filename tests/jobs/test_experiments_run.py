@@ -34,10 +34,6 @@ def tiny(**changes: Any) -> Loaded:
     return load_data({**DATA, **changes}, "tiny.yaml")
 
 
-def silent(event: runner.Event | None) -> None:
-    pass
-
-
 def rows_of(outcome: session.Outcome) -> list[dict[str, Any]]:
     return [result.row for result in outcome.study.results]
 
@@ -129,7 +125,9 @@ def test_a_run_that_dies_costs_itself_alone(tmp_path: Path) -> None:
     loaded = tiny(repeats=1)
     good, bad = runs.tasks_of(loaded)
     broken = runs.Task("0" * 20, 1, 0, bad.labels, {"fleet": "no fleet"})
-    died = runner.run_all(tmp_path, [broken, good], 1, silent)
+    heard: list[runner.Event | None] = []
+    runner.run_all(tmp_path, [broken, good], 1, heard.append)
+    died = [one for one in heard if isinstance(one, runner.Died)]
     assert [one.task.key for one in died] == [broken.key] and "fleet is 'no fleet'" in died[0].said
     assert runs.load(tmp_path, good) is not None and runs.load(tmp_path, broken) is None
 

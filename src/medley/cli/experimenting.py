@@ -46,9 +46,6 @@ def simulate(
         for line in summary(outcome, folder):
             click.echo(line)
     _write_json(json_path, outcome, folder)
-    for one in outcome.died:
-        words = ", ".join(one.task.labels.values()) or "the run"
-        click.echo(f"medley: {words}, repeat {one.task.repeat + 1}, ended without a result: {one.said}", err=True)
     if outcome.interrupted:
         click.echo(_interrupted(outcome, folder), err=True)
         return INTERRUPTED
@@ -73,7 +70,13 @@ class Progress:
         from medley.jobs.experiments.runner import Died, Finished, Reached
 
         match event:
-            case Finished(task) | Died(task):
+            case Died(task, said):
+                self.end()
+                words = ", ".join(task.labels.values()) or "the run"
+                click.echo(f"medley: {words}, repeat {task.repeat + 1}, ended without a result: {said}", err=True)
+                self.finished += 1
+                self.reached.pop(task.key, None)
+            case Finished(task):
                 self.finished += 1
                 self.reached.pop(task.key, None)
             case Reached(task, at_s):

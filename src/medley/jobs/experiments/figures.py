@@ -81,7 +81,7 @@ def curves(study: Study) -> Iterator[Figure]:
         return
     real = study.experiment.engine == "real" and any(result.curves["held"] for result in study.results)
     source, column = ("held", "loss") if real else ("commits", "samples")
-    what, label = ("Held-out loss", "held-out loss") if real else ("Samples that count", "samples")
+    what, label = ("Held-out loss", "held-out loss") if real else ("Samples committed", "samples")
     for x, kind, title in (("at_s", "seconds", "virtual time"), ("nbytes", "bytes", "bytes moved")):
         plots = tuple(_curves(study, source, column, (x, kind, title), label))
         names = study.series.labels if study.series else ()

@@ -14,7 +14,7 @@ from medley.jobs.experiments.spec import Experiment, Group, Job, Numbers, Words
 from medley.policies.devices import DEVICES, Device, described
 from medley.protocol.conditions import PRESETS, Conditions
 from medley.protocol.ids import NS_PER_S
-from medley.protocol.spec import Data, JobSpec, Model
+from medley.protocol.spec import Data, JobSpec
 from medley.runtimes.simulated.setup import ArithmeticKind, Arrival, Machine, Setup, Workload
 
 ARITHMETIC: dict[str, ArithmeticKind] = {"modelled": "sizes", "real": "real", "proof": "proof"}
@@ -147,7 +147,6 @@ def _arrival(experiment: Experiment, name: str, job: Job, at_ns: int, repeat: in
 def spec_of(name: str, job: Job, repeat: int = 0, number: int = 0) -> JobSpec:
     """The production job that this stands for; its order of samples differs from repeat to repeat."""
     train = replace(job.train, seed=job.train.seed + 1000 * repeat + number)
-    model = Model(context_tokens=max(tokens_of(job), 16))
     schedule = job.schedule
     if job.deadline_s and not schedule.deadline_minutes:
         schedule = replace(schedule, deadline_minutes=job.deadline_s / 60)
@@ -156,7 +155,6 @@ def spec_of(name: str, job: Job, repeat: int = 0, number: int = 0) -> JobSpec:
         placement = replace(placement, block_elements=_SMALL_BLOCKS)
     return JobSpec(
         name=name,
-        model=model,
         data=Data(heldout_samples=job.model.heldout),
         train=train,
         placement=placement,

@@ -106,7 +106,7 @@ def _points(experiment: Experiment, data: Data, origin: Origin) -> Iterator[Poin
 
 def _axis(axis: str, values: Any, data: Data, origin: Origin) -> Iterator[_Setting]:
     here = ("sweep", axis)
-    one_key = exists(tuple(axis.split(".")), data)
+    one_key = exists(tuple(axis.split(".")), data) and not _is_named_settings(values, data)
     match values:
         case list() if values and one_key:
             for value in values:
@@ -122,6 +122,14 @@ def _axis(axis: str, values: Any, data: Data, origin: Origin) -> Iterator[_Setti
             origin.refuse(here, f"the sweep is over '{axis}', but there is no such key; {_nearest(axis, data)}")
         case _:
             origin.refuse(here, f"sweep {axis} is {value_in_words(values)}, but must be a list of values")
+
+
+def _is_named_settings(values: Any, data: Data) -> bool:
+    """Whether an axis that is called like a key holds settings of several keys all the same."""
+    groups = list(values.values()) if isinstance(values, dict) else []
+    if not any(groups) or not all(isinstance(one, dict) for one in groups):
+        return False
+    return all(exists(tuple(str(key).split(".")), data) for one in groups for key in one)
 
 
 def _known(settings: Data, here: tuple[str, ...], data: Data, origin: Origin) -> None:

@@ -167,17 +167,11 @@ def missing(folder: Path, tasks: Sequence[Task]) -> list[Task]:
     return left
 
 
-def run_all(folder: Path, tasks: Sequence[Task], processes: int, tell: Callable[[Event | None], None]) -> list[Died]:
-    """Run what is missing; `tell` hears of it. Returns those that died. KeyboardInterrupt passes on after the end of
-    the processes.
-    """
+def run_all(folder: Path, tasks: Sequence[Task], processes: int, tell: Callable[[Event | None], None]) -> None:
+    """Run what is missing; `tell` hears of it. KeyboardInterrupt passes on after the end of the processes."""
     pool = Pool(folder, deque(missing(folder, tasks)), max(1, processes))
-    died: list[Died] = []
     try:
         for event in pool.events():
-            if isinstance(event, Died):
-                died.append(event)
             tell(event)
     finally:
         pool.stop()
-    return died

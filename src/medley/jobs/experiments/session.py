@@ -34,8 +34,14 @@ def perform(loaded: Loaded, folder: Path, processes: int, tell: Callable[[Event 
     tasks = runs.tasks_of(loaded)
     died: list[Died] = []
     interrupted = False
+
+    def hear(event: Event | None) -> None:
+        if isinstance(event, Died):
+            died.append(event)
+        tell(event)
+
     try:
-        died = runner.run_all(folder, tasks, processes, tell)
+        runner.run_all(folder, tasks, processes, hear)
     except KeyboardInterrupt:
         interrupted = True
     results = [found for task in tasks if (found := runs.load(folder, task)) is not None]
