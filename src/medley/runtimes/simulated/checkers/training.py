@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from medley.runtimes.simulated.world import World
 
 
+UNMEASURABLE = 20  # failures in a row, after which a job goes on without
+
+
 class Training(Watcher):
     """`said` are updates as their workers announced them; `durable` the newest version that anybody may hear of."""
 
@@ -38,9 +41,9 @@ class Training(Watcher):
 
     def persisted(self, world: World, stream: str, record: Record) -> None:
         if isinstance(record, Committed):
-            self._members(self.book.of(stream), record)
+            self._members(world, self.book.of(stream), record)
 
-    def _members(self, account: Account, record: Committed) -> None:
+    def _members(self, world: World, account: Account, record: Committed) -> None:
         for member in record.members:
             said = self.said.get((account.job, member.update))
             if said is None or said[0] != member.node:
@@ -57,6 +60,9 @@ class Training(Watcher):
             _stale(account, record, report, member.staleness, member.weight)
             self._staged(account, member.update)
         _rate(account, record)
+        run = world.run_of(account.job)
+        if run is None or run.ctx.measure_failures < UNMEASURABLE:
+            _measured(account, record)
 
     def _staged(self, account: Account, update: UpdateId) -> None:
         held = self.held.pop((account.job, update), set())
@@ -193,3 +199,15 @@ def _rate(account: Account, record: Committed) -> None:
     wanted = schedule.rate(train.optimizer, min(1.0, progress), account.plateau)
     if record.lr != wanted:
         raise Violation("C4", f"commit {record.number} has the rate {record.lr}, the schedule says {wanted}")
+
+
+def _measured(account: Account, record: Committed) -> None:
+    """Where a measurement sets the rate of a run that must repeat exactly, no commit comes before it."""
+    train, version = account.spec.train, record.number - 1
+    assert account.plan is not None
+    every = train.eval_every_commits
+    if not (train.deterministic and train.optimizer.schedule == "plateau" and account.plan.heldout and every > 0):
+        return
+    last = account.plateaus[-1][0] if account.plateaus else -1
+    if last != version and (last < 0 or version - last >= every):
+        raise Violation("C4", f"commit {record.number} did not wait for the measurement of {version}; last was {last}")
