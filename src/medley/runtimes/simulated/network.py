@@ -158,6 +158,7 @@ class Network:
         self, source: NodeId, target: NodeId, nbytes: int, done: Callable[[bool], None], ends: tuple[str, ...] = ()
     ) -> Transfer:
         """Move `nbytes` of tensors. `ends`: the sockets between which; `end_socket` breaks what touches one."""
+        nbytes = max(1, nbytes)  # a job that brings its own data fetches none, but asks
         transfer = Transfer(source, target, nbytes, done, ends, self.kernel.now)
         self.transfers[transfer] = None
         if source == target:
@@ -182,7 +183,7 @@ class Network:
         now_s, conditions = self.kernel.now / S, way.conditions
         took_s = transfer_s(stream, now_s, nbytes, lambda: steady_bytes_per_s(conditions, "up"))
         first_s = min(took_s, way.rtt_ns / 2 / S)
-        return int(first_s * S), nbytes / max(took_s - first_s, 1e-9)
+        return int(first_s * S), max(1, nbytes) / max(took_s - first_s, 1e-9)
 
     def end_socket(self, end: str) -> None:
         """This socket is closed: what moves to or from it breaks."""
