@@ -11,7 +11,7 @@ from medley.policies import schedule
 from medley.protocol import messages as m
 from medley.protocol.effects import Effect, Persist, Report, Run, Send
 from medley.protocol.engine import Apply
-from medley.protocol.events import Event
+from medley.protocol.events import Event, Told
 from medley.protocol.ids import Generation, JobId, NodeId, UpdateId, Version
 from medley.protocol.records import Committed, Record
 from medley.runtimes.simulated.arithmetic import Blocks
@@ -80,6 +80,11 @@ class Training(Watcher):
             self._coordinator(effects)
         if key is None:
             return
+        match event:
+            case Told(m.Outcome() as message) if message.verdict != "committed":
+                self._forgets(who, message)
+            case _:
+                pass
         for effect in effects:
             match effect:
                 case Report(m.UpdateReady() as message):
@@ -116,12 +121,16 @@ class Training(Watcher):
         ):
             raise Violation("T4", f"commit {message.number} is sent as {message.members}, the log has {record.members}")
 
+    def _forgets(self, node: NodeId, message: m.Outcome) -> None:
+        """A worker lets go of an update; from then on nobody may merge it."""
+        account = self.book.jobs[message.job]
+        if message.generation == account.generation:
+            self.dismissed[message.job, message.update] = message.generation
+
     def _outcome(self, message: m.Outcome) -> None:
         account = self.book.jobs[message.job]
         if message.generation != account.generation:
             return
-        if message.verdict != "committed":
-            self.dismissed[message.job, message.update] = message.generation
         truth = account.decided.get(message.update, "dropped")
         if message.verdict == "committed" and truth != "committed":
             raise Violation("T1", f"{message.update} is called committed, the log says {truth}")
