@@ -45,6 +45,7 @@ def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> N
         _measure_speed(ctx, node, report, now_ns)
         worker.residual_norm, worker.micro_batch = report.residual_norm, report.micro_batch
     ctx.roster.updates[report.update] = InFlight(report, node, now_ns)
+    ctx.roster.turnover += 1
 
 
 def _nonsense(ctx: Context, report: UpdateReady) -> str:

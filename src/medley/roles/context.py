@@ -120,6 +120,9 @@ class Context:
     preparing: bool = False  # a preparer is at work, whoever still waits for it
     exporting: bool = False
     news: int = 0  # counts what a part of the run may have to act on
+    records: int = 0  # counts what was persisted
+    held: tuple[int, dict[NodeId, set[LeaseId]]] = (-1, {})  # at so many records: the leases of each machine
+    opened: tuple[int, int, dict[NodeId, list[LeaseId]]] = (-1, -1, {})  # ... and those yet to be computed
     merged: dict[UpdateId, Committed] = field(default_factory=dict)  # of `merged_of`, its first `merged_to` commits
     merged_of: list[Committed] = field(default_factory=list)
     merged_to: int = 0
@@ -149,11 +152,21 @@ class Context:
     def persist(self, record: JobRecord) -> None:
         """Make one fact durable and true, in that order for everyone outside."""
         self.news += 1
+        self.records += 1
         self.out.append(Persist(stream(self.job), record))
         keep = self.plan.spec.checkpoint.keep if self.plan is not None else 1
         apply(self.state, record, keep)
         if isinstance(record, Placed | Promoted):
             self.count_replicas()
+
+    def leases_of(self, node: NodeId) -> set[LeaseId]:
+        """All leases that a machine holds, computed or not."""
+        if self.held[0] != self.records:
+            found: dict[NodeId, set[LeaseId]] = {}
+            for number, lease in self.ledger.leases.items():
+                found.setdefault(lease.node, set()).add(number)
+            self.held = (self.records, found)
+        return self.held[1].get(node, set())
 
     def send(self, node: NodeId, message: ToNode) -> None:
         """To a node that is there; another one is told everything that still matters when it says Hello."""

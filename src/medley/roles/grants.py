@@ -20,7 +20,7 @@ from medley.roles.ledger import HeldLease
 from medley.roles.roster import WorkerView
 
 AHEAD = 1  # leases beyond the one being computed
-HUNG_CHECK_NS = 2 * NS_PER_S
+HUNG_CHECK_NS = 5 * NS_PER_S
 HUNG_FLOOR_NS = 30 * NS_PER_S
 SAMPLES = 3  # durations known before anything is late; until then only an engine that stands still ends a lease
 PATIENCE = 64  # at most so many times the common limit for a worker that was slow before
@@ -37,12 +37,15 @@ def advance(ctx: Context, now_ns: int) -> None:
         answer_bases(ctx, now_ns)
 
 
-def grant(ctx: Context, now_ns: int) -> None:
-    """Hand out the leases that there is room for."""
+def grant(ctx: Context, now_ns: int, node: NodeId = "") -> None:
+    """Hand out the leases that there is room for; `node`: only of this one has anything changed."""
     if ctx.prepared.spec.train.sync.mode == "sync":
         _grant_rounds(ctx, now_ns)
-    else:
-        _grant_freely(ctx, now_ns)
+    elif not node:
+        counts = {one: len(held) for one, held in open_leases(ctx).items()}
+        _grant_freely(ctx, now_ns, ctx.roster.ready_workers(), counts)
+    elif node in ctx.roster.workers and _free(ctx.roster.workers[node]):
+        _grant_freely(ctx, now_ns, [node], {node: len(_open_leases_of(ctx, node))})
 
 
 def progress(ctx: Context) -> float:
@@ -80,12 +83,22 @@ def sent_leases(ctx: Context) -> set[LeaseId]:
 
 def open_leases(ctx: Context) -> dict[NodeId, list[LeaseId]]:
     """Leases that each worker has yet to compute."""
+    if ctx.opened[:2] == (ctx.records, ctx.roster.turnover):
+        return ctx.opened[2]
     sent = sent_leases(ctx)
     found: dict[NodeId, list[LeaseId]] = {}
     for number, held in ctx.ledger.leases.items():
         if not held.carried and number not in sent:
             found.setdefault(held.node, []).append(number)
+    ctx.opened = (ctx.records, ctx.roster.turnover, found)
     return found
+
+
+def _open_leases_of(ctx: Context, node: NodeId) -> list[LeaseId]:
+    """The same of one worker, where little has changed since."""
+    sent = {n for f in ctx.roster.updates.values() if f.node == node for n in f.report.leases}
+    leases = ctx.ledger.leases
+    return [n for n in sorted(ctx.leases_of(node)) if n not in sent and not leases[n].carried]
 
 
 def _grant_rounds(ctx: Context, now_ns: int) -> None:
@@ -125,10 +138,9 @@ def _busy(ctx: Context, number: int) -> dict[NodeId, int]:
     return {node: sum(leases[n].round <= number for n in held) for node, held in open_leases(ctx).items()}
 
 
-def _grant_freely(ctx: Context, now_ns: int) -> None:
+def _grant_freely(ctx: Context, now_ns: int, nodes: list[NodeId], counts: dict[NodeId, int]) -> None:
     train = ctx.prepared.spec.train
-    counts = {node: len(held) for node, held in open_leases(ctx).items()}
-    for node in ctx.roster.ready_workers():
+    for node in nodes:
         for _ in range(counts.get(node, 0), 1 + AHEAD):
             steps = pace.local_steps(train.sync.local_steps, node, ctx.roster.speeds())
             if not _grant(ctx, node, train.batch_samples * steps, 0, now_ns):
@@ -157,7 +169,7 @@ def answer_bases(ctx: Context, now_ns: int, among: Iterable[NodeId] | None = Non
         return  # one older version may be pinned besides a checkpoint's and a measurement's: that bounds memory
     workers = ctx.roster.workers
     waiting = [n for n in (workers if among is None else among) if workers[n].wanting and _free(workers[n])]
-    held = open_leases(ctx) if waiting else {}
+    held = open_leases(ctx) if len(waiting) > 1 else {n: _open_leases_of(ctx, n) for n in waiting}
     for node in sorted(waiting):
         worker = workers[node]
         lease = _next_lease(ctx, node, held.get(node, []))

@@ -96,7 +96,7 @@ def _compare_worker(ctx: Context, node: NodeId, status: WorkerStatus, fresh: boo
         ctx.unpin_everything_of(node)
     if status.phase in ("idle", "wanting") and node in ctx.roster.workers:
         grants.moves_again(ctx, ctx.roster.workers[node], now_ns)
-    held = {n for n, h in ctx.ledger.leases.items() if h.node == node}
+    held = ctx.leases_of(node)
     if held == set(status.leases):
         return
     foreign = set(status.leases) - held - _say_committed(ctx, node, status)

@@ -79,6 +79,7 @@ class Roster:
     whole: dict[UpdateId, None] = field(default_factory=dict)  # found complete and acceptable, as of `whole_at`
     whole_at: tuple[Version, list[ShardPlace]] | None = None
     orphans_ns: int = 0  # when orphans were looked for
+    turnover: int = 0  # counts updates that were announced or dropped
     known_routes: tuple[Route, ...] = ()  # the same object for as long as nothing moves
     orphans: dict[UpdateId, int] = field(default_factory=dict)  # staged but not announced: since when
 
@@ -135,6 +136,7 @@ class Roster:
         return True
 
     def drop(self, update: UpdateId) -> None:
+        self.turnover += 1
         self.updates.pop(update, None)
         self.staged.pop(update, None)
         self.whole.pop(update, None)

@@ -220,7 +220,7 @@ class Run:
         ctx = self.ctx
         if ctx.plan is None:
             return  # nobody has a part in it yet
-        news, said = ctx.news, len(ctx.out)
+        news, said, turnover = ctx.news, len(ctx.out), ctx.roster.turnover
         if isinstance(message, Hello | Heartbeat):
             reconcile.compare(ctx, node, message, now_ns)
             self._calm = isinstance(message, Heartbeat) and ctx.news == news and len(ctx.out) == said
@@ -230,7 +230,9 @@ class Run:
             return
         elif self._speaks(node, message):
             self._heard_fenced(node, message, now_ns)
-            self._calm = self._settle(node, message, now_ns) if ctx.news == news and len(ctx.out) == said else False
+            if ctx.news == news and len(ctx.out) == said:
+                again = isinstance(message, UpdateReady) and ctx.roster.turnover == turnover
+                self._calm = again or self._settle(node, message, now_ns)
         else:
             ctx.out.append(Reject(node, f"{type(message).__name__} of a shard that it does not hold"))
 
@@ -250,7 +252,7 @@ class Run:
                     grants.answer_bases(ctx, now_ns, (node,))
                 return True
             case UpdateReady() if not ctx.roster.complete(message.update, self.state.places):
-                grants.grant(ctx, now_ns)
+                grants.grant(ctx, now_ns, node)
                 return True
             case Staged():
                 return self._is_merged_later(message, now_ns)

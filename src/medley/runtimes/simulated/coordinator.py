@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TICK_NS = 200 * MS
 DOWN_NS = 1_500 * MS  # until it runs again, on average
-TICKS_PER_HEARTBEAT = 20  # where heartbeats are slow, so are deadlines
+TICKS_PER_HEARTBEAT = 10  # where heartbeats are slow, so are deadlines
 
 
 class Crash(Exception):

@@ -52,7 +52,7 @@ class Trace:
     def handled(self, at_ns: int, who: str, event: object, effects: Sequence[fx.Effect]) -> int:
         """A role handled an event; its number, by which others may name it as their cause."""
         self.events += 1
-        self.mix(b"%d %s %s %d\n" % (at_ns, who.encode(), type(_inner(event)).__name__.encode(), len(effects)))
+        self.mix(f"{at_ns} {who} {type(_inner(event)).__name__} {len(effects)}\n".encode())
         return self.events
 
     def line(self, at_ns: int, cause: int, who: str, job: str, event: object, effects: Sequence[fx.Effect]) -> None:
@@ -144,15 +144,10 @@ def _short(text: str, width: int = _WIDTH) -> str:
 
 
 def _inner(event: object) -> object:
-    match event:
-        case ev.Heard(_, message):
-            return message
-        case ev.Told(message):
-            return message
-        case ev.EngineSaid(report):
-            return report
-        case _:
-            return event
+    kind = type(event)
+    if kind is ev.Heard or kind is ev.Told:
+        return event.message  # type: ignore[attr-defined]
+    return event.report if kind is ev.EngineSaid else event  # type: ignore[attr-defined]
 
 
 # -- reading ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from medley.protocol.conditions import Conditions
 from medley.protocol.events import Cancel, Event, Resume, Submit
 from medley.protocol.ids import Generation, JobId, NodeId, Version
 from medley.protocol.records import TERMINAL, Aborted, Committed, HeldoutMeasured, Record, StateChanged, Submitted
+from medley.roles.allotment import PoolOptions
 from medley.roles.coordinator import Coordinator
 from medley.roles.run import Run
 from medley.runtimes.simulated import facts
@@ -230,7 +231,8 @@ class World:
         if self.host is not None and not beside:
             return
         term = self.disk.acquire_term()
-        self.host = CoordinatorHost(self, term, Coordinator(term))
+        options = PoolOptions(scheduler=self.setup.scheduler, heartbeat_ms=self.setup.heartbeat_ms)
+        self.host = CoordinatorHost(self, term, Coordinator(term, options))
         self.note(COORDINATOR, "started", f"term {term}")
         self.host.start()
         for watcher in self.watchers:
