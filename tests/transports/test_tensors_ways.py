@@ -116,7 +116,7 @@ def test_a_relayed_machine_is_tried_directly_less_and_less_often() -> None:
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench(tmp_path) as made, asyncio.timeout(60):
+    async with bench(tmp_path) as made, asyncio.timeout(100):
         yield made
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import grpc.aio
 import pytest
-from tests.transports.tunnel_setup import QUICK, Bench, bench, dial, engine
+from tests.transports.tunnel_setup import PATIENT, Bench, bench, dial, engine
 from tests.waiting import until_async
 
 from medley.protocol.errors import PeerError
@@ -20,7 +20,7 @@ from medley.transports.identity import Authority
 from medley.transports.tunnel.contract import Place, Why, pipe_name
 from medley.transports.tunnel.line import Line
 
-DEADLINE_S = 30
+DEADLINE_S = 90
 MIB = 1024 * 1024
 
 
@@ -175,7 +175,7 @@ async def test_a_node_that_vanishes_ends_its_pipes(pool: Bench) -> None:
 
 
 async def test_a_pipe_in_which_nothing_moves_is_closed(tmp_path: Path) -> None:
-    async with bench(tmp_path, replace(QUICK, idle_s=0.3)) as pool, engine(echo) as where:
+    async with bench(tmp_path, replace(PATIENT, idle_s=0.3)) as pool, engine(echo) as where:
         await pool.node("b", shard=where)
         gate = await pool.node("a")
         reader, writer, reply = await dial(gate, "shard")
@@ -206,22 +206,24 @@ async def test_only_names_that_the_coordinator_knows_can_be_dialled(pool: Bench)
             pass
 
 
-async def test_a_node_takes_calls_for_its_own_engines_only(pool: Bench) -> None:
-    await pool.node("b")
-    pool.exchange.places[pipe_name("shard", b"")] = Place("b", "a shard that b does not have", "shard")
-    assert await refusal(pool.line("a")) == "b did not take the call"
+async def test_a_node_takes_calls_for_its_own_engines_only(tmp_path: Path) -> None:
+    async with bench(tmp_path, replace(PATIENT, take_s=0.5)) as pool:
+        await pool.node("b")
+        pool.exchange.places[pipe_name("shard", b"")] = Place("b", "a shard that b does not have", "shard")
+        assert await refusal(pool.line("a")) == "b did not take the call"
 
 
 async def test_only_the_node_that_was_called_may_take_the_call(pool: Bench) -> None:
     pool.exchange.places[pipe_name("shard", b"")] = Place("b", "a shard", "shard")
     pool.exchange.gates["b"] = cast(Any, Silent())
     asking = asyncio.create_task(refusal(pool.line("a")))
-    await until_async(lambda: pool.exchange.called, what="the call")
+    await until_async(lambda: pool.exchange.called, deadline_s=DEADLINE_S, what="the call")
     number = pool.exchange.called[-1][1]
     with pytest.raises(PeerError, match="nobody calls any more"):
         async with pool.line("thief").take(number):
             pass
-    assert await asking == "b did not take the call"
+    pool.relay.expel("b", "enough")
+    assert await asking == "enough"
 
 
 async def test_a_node_that_is_not_connected_cannot_be_called(pool: Bench) -> None:
@@ -251,12 +253,12 @@ async def test_certificates_of_others_are_refused(pool: Bench, tmp_path: Path) -
     mixed = replace(stranger, authority_pem=pool.identity("a").authority_pem)
     person = pool.authority.enrol("me", "operator", 10**18)
     for identity in (mixed, person):
-        line = Line(pool.server.control_address, lambda one=identity: one, QUICK)  # type: ignore[misc]
+        line = Line(pool.server.control_address, lambda one=identity: one, PATIENT)  # type: ignore[misc]
         assert await refusal(line)
 
 
 async def test_there_are_not_more_pipes_than_allowed(tmp_path: Path) -> None:
-    async with bench(tmp_path, replace(QUICK, pipes_per_node=2)) as pool, engine(echo) as where:
+    async with bench(tmp_path, replace(PATIENT, pipes_per_node=2)) as pool, engine(echo) as where:
         await pool.node("b", shard=where)
         lines = [pool.line(name) for name in "acd"]
         async with lines[0].open(pipe_name("shard", b""), Why.SILENT):
@@ -268,7 +270,7 @@ async def test_an_oversized_message_ends_the_pipe(pool: Bench) -> None:
     async with engine(echo) as where:
         await pool.node("b", shard=where)
         async with pool.line("a").open(pipe_name("shard", b""), Why.SILENT) as call:
-            await call.write(bytes(QUICK.message_nbytes + 1))
+            await call.write(bytes(PATIENT.message_nbytes + 1))
             with pytest.raises(grpc.aio.AioRpcError, match="is outside of 1 to 1048576"):
                 await call.read()
 

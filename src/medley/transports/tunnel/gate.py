@@ -86,7 +86,7 @@ class Gate:
                 await engine.write(_ANSWER.pack(_VERSION, _REFUSED, 0, 1, bytes(4), 0))
         finally:
             self._open -= 1
-            engine.close()
+            await engine.close()
 
     def _request(self, host: str) -> tuple[Why, str]:
         secret, _, rest = host.partition(".")
@@ -102,7 +102,7 @@ class Gate:
             try:
                 await self._joined(engine, other)
             finally:
-                other.close()
+                await other.close()
             return
         async with self._line.open(name, why) as call:
             self._piped(name, why)
@@ -135,7 +135,7 @@ class Gate:
             async with self._line.take(number) as call:
                 await pump(engine, CallEnd(call, self._limits), self._limits)
         finally:
-            engine.close()
+            await engine.close()
 
     async def _dial(self, host: str, port: int) -> SocketEnd:
         async with asyncio.timeout(self._limits.dial_s):

@@ -7,6 +7,7 @@ what an end said before it ended is delivered. Ends are sockets and gRPC calls, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Protocol
 
 import grpc
@@ -50,9 +51,15 @@ class SocketEnd:
             self._writer.write_eof()
         return True
 
-    def close(self) -> None:
-        """What was written still goes out."""
+    async def close(self) -> None:
+        """What was written still goes out, if the other side reads it within the grace."""
         self._writer.close()
+        try:
+            with contextlib.suppress(OSError):  # a TimeoutError is one too
+                async with asyncio.timeout(self._limits.grace_s):
+                    await self._writer.wait_closed()
+        finally:
+            self._writer.transport.abort()
 
 
 class CallEnd:

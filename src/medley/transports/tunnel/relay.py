@@ -79,6 +79,7 @@ class _Pipe:
     def end(self, reason: str) -> None:
         self.reason = self.reason or reason
         self.over.set()
+        self.answer.cancel()  # nobody need wait for it any more
 
 
 class Relay:
@@ -139,17 +140,16 @@ class Relay:
         try:
             await self._join(pipe, context, socket)
         finally:
-            socket.close()
+            await socket.close()
 
     async def _to_node(self, pipe: _Pipe, number: int, context: Context) -> None:
         node = pipe.pair.place.node
         if not self._switchboard.call(node, number, pipe.name):
             raise _Denied(grpc.StatusCode.UNAVAILABLE, f"{node} is not connected")
-        try:
-            async with asyncio.timeout(self._limits.take_s):
-                other = await pipe.answer
-        except TimeoutError:
-            raise _Denied(grpc.StatusCode.UNAVAILABLE, f"{node} did not take the call") from None
+        await asyncio.wait([pipe.answer], timeout=self._limits.take_s)
+        if not pipe.answer.done() or pipe.answer.cancelled():
+            raise _Denied(grpc.StatusCode.UNAVAILABLE, pipe.reason or f"{node} did not take the call")
+        other = pipe.answer.result()
         await self._join(pipe, context, ContextEnd(other, self._limits))
 
     async def _join(self, pipe: _Pipe, context: Context, other: End) -> None:
