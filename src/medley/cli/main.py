@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "ask": Entry("medley.cli.ask:command", "Ask a model one question."),
     "chat": Entry("medley.cli.chat:command", "Talk with a model."),
     "serve": Entry("medley.cli.serve:command", "Serve a model over the OpenAI API."),
+    "plan": Entry("medley.cli.plan:command", "Say which machines would hold which layers of a model."),
     "eval": Entry("medley.cli.eval:command", "Score a model on questions with known answers."),
 }
 

@@ -87,12 +87,16 @@ def _where(layout: Layout) -> str:
 def _why(here: Ground, best: Found, found: dict[Kind, Found]) -> str:
     rates = {kind: one.rate for kind, one in found.items() if kind != best.kind and one.rate < best.rate}
     runner = max(rates, key=lambda kind: rates[kind], default=None)
-    says = f"{best.rate:.3g} tokens/s" + (" for one stream" if here.wanted.objective == "latency" else "")
+    says = f"{_rate(best.rate)} tokens/s" + (" for one stream" if here.wanted.objective == "latency" else "")
     if runner:
-        return f"{says}; the best {_article(runner)} would do {rates[runner]:.3g}"
+        return f"{says}; the best {_article(runner)} would do {_rate(rates[runner])}"
     if best.kind == "split" and "single" not in found:
         return f"{says}; no machine holds the model's {here.model.nbytes / GIB:.1f} GiB alone"
     return says
+
+
+def _rate(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.3g}"
 
 
 def _article(kind: Kind) -> str:
@@ -103,7 +107,7 @@ def _against(here: Ground, made: Plan, best: Found | None) -> str:
     if best is None:
         return "the planner found nothing that fits"
     ours, theirs = value(here, made.layout), value(here, _layout(here, best))
-    return f"{ours:.3g} tokens/s, the planner's own choice would do {theirs:.3g}"
+    return f"{_rate(ours)} tokens/s, the planner's own choice would do {_rate(theirs)}"
 
 
 def _too_small(here: Ground) -> str:
