@@ -1,4 +1,4 @@
-"""Weight-only int8 and int4 for linear layers on a CPU: decoding one stream reads every weight, so fewer bytes are time.
+"""Weight-only int8 and int4 linear layers for a CPU: decoding reads every weight, so fewer bytes are less time.
 
 Activations are bf16, sums are fp32 inside torch's own kernels. int8: one scale a row, symmetric. int4: one scale and
 one offset for every `GROUP` weights of a row. Embeddings and norms stay bf16; a layer whose shape a kernel cannot take

@@ -1,0 +1,153 @@
+"""Decoding one stream: weight bytes a second of the stage engine against what this machine can read, in one run.
+
+A random model of TinyLlama-1.1B's shape (nothing is downloaded) in bf16, int8 and int4, and Hugging Face `generate` in
+bf16 beside it. Contenders take turns; the best turn of each counts, since whatever else runs can only slow one down.
+`of_read` is the fraction of the read bandwidth that was measured between the turns (a sum over one large tensor).
+`streams_8`: tokens/s of eight streams at once over one. One line of JSON:
+
+    python bench/decode.py [--layers 22] [--tokens 16] [--rounds 3] [--threads N] [--without hf] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from medley.engines.stage import Row, StageEngine
+from medley.engines.stage_cache import RAGGED
+from medley.models.quantise import quantiser
+from medley.models.slices import Span, random_slice
+
+PROMPT = 32
+READ_NBYTES = 1 << 29
+FORMATS = {"bf16": "none", "int8": "int8", "int4": "int4"}
+
+
+def tinyllama(layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+    )
+
+
+def spent(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+class Stream:
+    """One format's engine with eight requests that have a prompt behind them."""
+
+    def __init__(self, config: LlamaConfig, kind: str) -> None:
+        span = Span(0, config.num_hidden_layers, config.num_hidden_layers)
+        sliced = random_slice(config, span, torch.bfloat16, 1, RAGGED, quantiser(kind))
+        self.engine = StageEngine(sliced, 8 << 30)
+        parts = [*sliced.layers, sliced.norm, sliced.lm_head]
+        self.nbytes = sum(t.nbytes for p in parts for t in (*p.parameters(), *(b for b in p.buffers() if b.dim() > 1)))
+        for number in range(8):
+            self.engine.open(str(number))
+            self.engine.forward([Row(str(number), 0, PROMPT)], [7] * PROMPT)
+
+    def token_s(self, streams: int, tokens: int) -> float:
+        """Seconds of one pass that gives each stream a token; positions are taken anew each time."""
+
+        def decode() -> None:
+            for at in range(PROMPT, PROMPT + tokens):
+                self.engine.forward([Row(str(n), at, 1, 1) for n in range(streams)], [9] * streams)
+
+        return spent(decode) / tokens
+
+
+class HuggingFace:
+    """`generate`, greedy; the prompt's cost falls out of the difference of two lengths, the best of each so far."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        self.model = model.to_empty(device="cpu").eval()
+        some = torch.randn(1_000_003).mul_(0.02).bfloat16()
+        for p in self.model.parameters():
+            p.data = some.repeat(-(-p.numel() // some.numel()))[: p.numel()].reshape(p.shape).clone()
+        self.few = self.many = float("inf")
+        rotary = self.model.model.rotary_emb
+        self.model.model.rotary_emb = type(rotary)(config=self.model.config)
+
+    def token_s(self, tokens: int) -> float:
+        ids = torch.full((1, PROMPT), 7)
+
+        def generate(count: int) -> object:
+            return self.model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+
+        self.few = min(self.few, spent(lambda: generate(2)))
+        self.many = min(self.many, spent(lambda: generate(2 + tokens)))
+        return (self.many - self.few) / tokens
+
+
+def read_s(held: torch.Tensor) -> float:
+    return min(spent(held.sum) for _ in range(3))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    config = tinyllama(options.layers)
+    held = torch.ones(READ_NBYTES // 4)
+    streams = {name: Stream(config, kind) for name, kind in FORMATS.items()}
+    contenders: dict[str, Callable[[], float]] = {
+        **{name: lambda s=s: s.token_s(1, options.tokens) for name, s in streams.items()},
+        "bf16_8": lambda: streams["bf16"].token_s(8, max(2, options.tokens // 4)),
+    }
+    if options.without != "hf":
+        huggingface = HuggingFace(config)
+        contenders["huggingface_bf16"] = lambda: huggingface.token_s(options.tokens)
+    best, read = dict.fromkeys(contenders, float("inf")), float("inf")
+    for _ in range(options.rounds):
+        for name, once in contenders.items():
+            seen = once()
+            best[name] = seen if name.startswith("huggingface") else min(best[name], seen)
+            read = min(read, read_s(held))
+    bandwidth = READ_NBYTES / read
+    figures: dict[str, Any] = {"read_gb_per_s": round(bandwidth / 1e9, 2), "streams_8": 0.0}
+    figures["streams_8"] = round(8 * best["bf16"] / best.pop("bf16_8"), 2)
+    for name, seconds in best.items():
+        nbytes = streams[name.removeprefix("huggingface_")].nbytes
+        figures[name] = {
+            "tokens_per_s": round(1 / seconds, 2),
+            "weight_gb": round(nbytes / 1e9, 3),
+            "of_read": round(nbytes / seconds / bandwidth, 3),
+        }
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Single-stream decoding against the machine's read bandwidth.")
+    parser.add_argument("--layers", type=int, default=22, help="of TinyLlama's shape (default 22, all)")
+    parser.add_argument("--tokens", type=int, default=16, help="of one turn (default 16)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default 3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads (default: cores)")
+    parser.add_argument("--without", choices=["hf"], help="leave Hugging Face out")
+    parser.add_argument("--out", help="also write the line to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figure = {"figure": "decode", "layers": options.layers, "threads": options.threads, **measure(options)}
+    line = json.dumps(figure)
+    print(line)
+    if options.out:
+        Path(options.out).write_text(line + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
