@@ -17,7 +17,7 @@ from medley.roles.context import NodeView, Shared
 from medley.roles.run import Run
 
 AT_ONCE = 256  # jobs and machines together that are decided about at every change
-GAP_NS = 100_000  # times jobs and machines: how long a larger pool waits between two decisions
+GAP_NS = 300_000  # times jobs and machines: how long a larger pool waits between two decisions
 RETHINK_NS = NS_PER_S
 AWAY_NS = 10 * NS_PER_S  # a machine that is away for longer is nobody's
 SHOWN = 256  # jobs that wait, besides two for each idle machine

@@ -73,14 +73,16 @@ def best(
 
 def _upgrade(draft: Draft, line: list[JobFacts], speed: Callable[[NodeFacts], float], now_ns: int) -> None:
     """A job that has as many machines as it may gets an idle one that is much faster for its slowest."""
+    if not len(draft.free):
+        return
+    idle = sorted(draft.free.all(), key=lambda n: (-speed(n), n.node))
     for job in line:
-        if not len(draft.free):
-            return
         if not draft.has(job) or not may_lose(job, now_ns):
             continue
         slow = min((n for n in draft.given[job.job].values() if not n.holds), key=speed, default=None)
-        fast = max((n for n in draft.free.all() if fits(job, n)), key=lambda n: (speed(n), n.node), default=None)
+        fast = next((n for n in idle if fits(job, n)), None)
         if slow is None or fast is None or speed(fast) < FASTER * speed(slow) or slow.shard > fast.shard:
             continue
         draft.take_back(job, [slow])
         draft.hand_out(job, [fast])
+        idle.remove(fast)

@@ -67,6 +67,7 @@ class Draft:
         self.given: dict[JobId, dict[NodeId, NodeFacts]] = {}
         self.used: dict[str, int] = {}
         self.jobs_why: dict[JobId, str] = {}
+        self._able: dict[tuple[object, ...], int] = {}  # machines that meet a need
         self._short: set[tuple[object, ...]] = set()  # wants that what is free cannot meet
         free = self._keep()
         self.had = frozenset(name for name, nodes in self.given.items() if nodes)  # who begins now loses nothing now
@@ -205,7 +206,10 @@ class Draft:
             return f"it needs {wanted} machines, but may use {most(job)}"
         if not len(self.free):
             return "every machine works for another job"
-        able = sum(fits(job, node) for node in self.view.nodes)
+        need = (job.memory_bytes, job.unfit)
+        if need not in self._able:
+            self._able[need] = sum(fits(job, node) for node in self.view.nodes)
+        able = self._able[need]
         size = f" with {job.memory_bytes / 2**30:.1f} GiB" if job.memory_bytes else ""
         return (
             f"it needs {wanted} machines{size} at once; {able} of {len(self.view.nodes)} fit, {len(self.free)} are free"

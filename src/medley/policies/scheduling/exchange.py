@@ -5,12 +5,13 @@ Whoever works is left alone; so the counts, quotas and gangs of a draft hold wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from medley.policies.scheduling.draft import Draft
 from medley.policies.scheduling.view import JobFacts, NodeFacts, fits, hosts_wanted
 from medley.protocol.ids import JobId
 
+PAIRS = 40_000  # of jobs and machines that a rule weighs up at once
 Rule = Callable[[Sequence[tuple[JobFacts, int]], Sequence[NodeFacts]], Mapping[JobId, Sequence[NodeFacts]]]
 
 
@@ -20,8 +21,10 @@ def exchange(draft: Draft, line: list[JobFacts], rule: Rule) -> bool:
     wanted = [(job, len(new[job.job])) for job in line if new[job.job]]
     if len(wanted) < 2:
         return True
-    nodes = sorted((node for found in new.values() for node in found), key=lambda n: n.node)
-    chosen = rule(wanted, nodes)
+    chosen: dict[JobId, Sequence[NodeFacts]] = {}
+    for part in _parts(wanted):
+        nodes = sorted((node for job, _ in part for node in new[job.job]), key=lambda n: n.node)
+        chosen |= rule(part, nodes)
     if not all(_may(draft, job, new[job.job], chosen.get(job.job, ()), count) for job, count in wanted):
         return False
     for job, _ in wanted:
@@ -30,6 +33,18 @@ def exchange(draft: Draft, line: list[JobFacts], rule: Rule) -> bool:
     for job, _ in wanted:
         draft.given[job.job].update((node.node, node) for node in chosen[job.job])
     return True
+
+
+def _parts(wanted: list[tuple[JobFacts, int]]) -> Iterator[list[tuple[JobFacts, int]]]:
+    """Where very much changes at once, jobs that stand together in the line exchange among themselves."""
+    part: list[tuple[JobFacts, int]] = []
+    for one in wanted:
+        part.append(one)
+        if len(part) * sum(count for _, count in part) > PAIRS:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def _may(draft: Draft, job: JobFacts, old: Sequence[NodeFacts], new: Sequence[NodeFacts], count: int) -> bool:

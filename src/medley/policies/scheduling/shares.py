@@ -14,6 +14,8 @@ from medley.policies.scheduling.line import STARVING_NS, effective, in_line, may
 from medley.policies.scheduling.view import JobFacts, NodeFacts, PoolView, fits, hosts_wanted, least
 from medley.protocol.ids import NS_PER_S, JobId
 
+ROOMS_MAX = 32  # jobs for which others give something up in one decision; the next decision goes on
+TRIES = 32  # jobs that are asked for a machine that fits, for each move
 MOVES_MAX = 64  # machines that go from one running job to another in one decision
 
 
@@ -21,12 +23,15 @@ def share(view: PoolView, now_ns: int, order: Order = plainly) -> tuple[Draft, l
     """The allotment so far, and the line it was made by."""
     draft = Draft(view, order)
     line = in_line(view, draft.had, now_ns)
+    made = 0
     hopeless: set[tuple[object, ...]] = set()
     for job in line:
         want = (job.memory_bytes, job.unfit, least(view, job), hosts_wanted(view, job), job.queue)
-        if draft.begin(job) or want in hopeless:
+        if draft.begin(job) or want in hopeless or made >= ROOMS_MAX:
             continue
-        if not _make_room(draft, job, line, now_ns):
+        if _make_room(draft, job, line, now_ns):
+            made += 1
+        else:
             hopeless.add(want)
     _hand_out(draft, line)
     _even_out(draft, line, now_ns)
@@ -77,12 +82,16 @@ def _make_room(draft: Draft, job: JobFacts, line: list[JobFacts], now_ns: int) -
 
 def _surplus(draft: Draft, job: JobFacts, givers: list[JobFacts], count: int) -> dict[JobId, list[NodeFacts]]:
     """At most `count` machines for `job` that their jobs could spare, from the richest first."""
-    spare = {other.job: [n for n in spared(draft, other) if fits(job, n)] for other in givers}
-    heap = [(-draft.has(other) / other.weight, other.job) for other in givers if spare[other.job]]
+    heap = [(-draft.has(other) / other.weight, other.job) for other in givers if draft.has(other) > 1]
     heapify(heap)
+    spare: dict[JobId, list[NodeFacts]] = {}
     taken: dict[JobId, list[NodeFacts]] = {}
     while heap and count > 0:
         richness, name = heappop(heap)
+        if name not in spare:
+            spare[name] = [node for node in spared(draft, draft.jobs[name]) if fits(job, node)]
+        if not spare[name]:
+            continue
         taken.setdefault(name, []).append(spare[name].pop(0))
         count -= 1
         if spare[name]:
@@ -125,20 +134,24 @@ def _even_out(draft: Draft, line: list[JobFacts], now_ns: int) -> None:
     poor = [job for job in line if draft.has(job) and not job.ending and draft.room(job) > 0]
     rich = [job for job in line if job.job in draft.had and may_lose(job, now_ns) and spared(draft, job)]
     moves = 0
-    for job in sorted(poor, key=lambda j: (-j.priority, draft.has(j) / j.weight, j.job)):
+    for job in sorted(poor, key=lambda j: (-j.priority, draft.has(j) / j.weight, j.job)) if rich else ():
         while moves < MOVES_MAX and draft.room(job) > 0 and _one_move(draft, job, rich):
             moves += 1
 
 
 def _one_move(draft: Draft, job: JobFacts, rich: list[JobFacts]) -> bool:
+    """From a lower priority, or from the richest of the same if it is left with no less than this job then has."""
     after = (draft.has(job) + 1) / job.weight
+    low = min(rich, key=lambda j: (j.priority, -_left(draft, j), j.job))
+    if low.priority > job.priority or (low.priority == job.priority and _left(draft, low) < after):
+        return False
     able = [
         other
         for other in rich
         if other is not job
         and (other.priority < job.priority or (other.priority == job.priority and _left(draft, other) >= after))
     ]
-    for other in sorted(able, key=lambda j: (j.priority, -_left(draft, j), j.job)):
+    for other in sorted(able, key=lambda j: (j.priority, -_left(draft, j), j.job))[:TRIES]:
         node = next((n for n in spared(draft, other) if fits(job, n)), None)
         if node is not None:
             draft.take_back(other, [node])
