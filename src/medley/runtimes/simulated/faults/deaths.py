@@ -175,7 +175,7 @@ FAULTS = (
         "coordinator pauses",
         "its process stands still for 1 ms to 20 s and goes on",
         (2, 12),
-        doing.JOB[2:7],
+        doing.JOB[2:6],
         _pause_coordinator,
     ),
     Fault(

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 STORM_NS = 30 * S
 DEADLINE_NS = 900 * S
 ON = 0.5  # the part of the faults that a seed has
+RARE = 6  # times as likely to be picked as others are ...
+SELDOM = {
+    "Aborted",
+    "Promoted",
+    "HeldoutMeasured",
+    "Submitted",
+    "Prepared",
+    "CheckpointSealed",
+    "Snapshot",
+    "Relay",
+    "Drop",
+}
 SURE_TIMES = 2  # how often the picked boundary is met
 Strike = Callable[["Storm", Random], Iterable[str]]
 Meddler = Callable[[Stream, bool, m.Message, Sequence[Parcel]], Sequence[Parcel] | None]
@@ -71,7 +83,8 @@ class Storm:
         boundaries: list[tuple[str, str]] = []
         for fault in FAULTS.values():
             for chance in fault.chances:
-                boundaries += [(chance, operation) for operation in fault.meets]
+                for operation in fault.meets:
+                    boundaries += [(chance, operation)] * (RARE if operation.split()[-1] in SELDOM else 1)
         return {random.choice(boundaries): SURE_TIMES}
 
     # -- what faults use ----------------------------------------------------------------------------------------
@@ -125,7 +138,7 @@ class Storm:
 
     def _struck(self, chance: str, operation: str) -> bool:
         sure = self.sure.get((chance, operation), 0)
-        if sure and self.random("sure").random() < 0.5:
+        if sure and self.random("sure").random() < 0.7:
             self.sure[chance, operation] = sure - 1
             return True
         rate = self.chances.get(chance, 0.0)
