@@ -10,10 +10,20 @@ import pytest
 from tests.transports.shaping_setup import OneLink, Sink, VirtualTimer, virtually
 
 from medley.concurrency import TaskGroup
-from medley.protocol.conditions import CLASSES, MSS_NBYTES, PACKET_NBYTES, PRESETS, Conditions, TrafficClass
+from medley.protocol.conditions import (
+    CLASSES,
+    MSS_NBYTES,
+    PACKET_NBYTES,
+    PRESETS,
+    Conditions,
+    TrafficClass,
+    goodput_bytes_per_s,
+)
 from medley.transports.shaping import ControlLink, Front, Limits, Moved, Proxy
 from medley.transports.shaping.control import SilentLink
 from medley.transports.shaping.pipe import Pipe
+from medley.transports.tensors.contract import Limits as TensorLimits
+from medley.transports.tensors.pace import Pace
 
 CLEAN = Conditions(rtt_ms=100)
 LIMITS = Limits()
@@ -237,3 +247,11 @@ def test_a_lane_holds_only_so_many_messages() -> None:
         return full
 
     assert virtually(talked())
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
+def test_the_first_chunk_over_any_preset_lands_before_the_tensor_plane_gives_up(name: str) -> None:
+    """Otherwise nothing is ever acknowledged, nothing is learnt of the link, and the next attempt fails alike."""
+    limits, pace = TensorLimits(), Pace()
+    patience_s = pace.patience_s(pace.window_nbytes(limits.chunk_nbytes_max), limits.floor_s, limits.slack_s)
+    assert pace.chunk_nbytes(limits.chunk_nbytes) / goodput_bytes_per_s(PRESETS[name]) < patience_s
