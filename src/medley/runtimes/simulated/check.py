@@ -117,10 +117,10 @@ def _elsewhere(first: int, seeds: int, jobs: int) -> Iterator[Seed]:
     """Process i takes seeds i, i + jobs, ...: they are alike enough to need no queue."""
     said: SimpleQueue[bytes | int] = SimpleQueue()
     processes = [_process(first + i, jobs, (seeds - i + jobs - 1) // jobs) for i in range(jobs)]
+    listeners = [threading.Thread(target=_listen, args=(p.stdout, said), daemon=True) for p in processes]
     try:
-        for process in processes:
-            assert process.stdout is not None
-            threading.Thread(target=_listen, args=(process.stdout, said), daemon=True).start()
+        for listener in listeners:
+            listener.start()
         ended = 0
         heard = 0
         while ended < jobs:
@@ -133,9 +133,10 @@ def _elsewhere(first: int, seeds: int, jobs: int) -> Iterator[Seed]:
         if heard < seeds:
             raise ChildProcessError(f"processes of the check ended early: {heard} of {seeds} seeds were run")
     finally:
-        for process in processes:
+        for process, listener in zip(processes, listeners, strict=True):
             process.kill()
             process.wait()
+            listener.join()  # the pipe has ended with its process
 
 
 def _process(first: int, step: int, count: int) -> subprocess.Popen[bytes]:
@@ -144,8 +145,9 @@ def _process(first: int, step: int, count: int) -> subprocess.Popen[bytes]:
 
 
 def _listen(pipe: IO[bytes], said: SimpleQueue[bytes | int]) -> None:
-    for line in pipe:
-        said.put(line)
+    with pipe:
+        for line in pipe:
+            said.put(line)
     said.put(0)
 
 

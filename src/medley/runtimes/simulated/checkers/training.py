@@ -81,8 +81,8 @@ class Training(Watcher):
         if key is None:
             return
         match event:
-            case Told(m.Outcome() as message) if message.verdict != "committed":
-                self._forgets(who, message)
+            case Told(m.Outcome() as verdict) if verdict.verdict != "committed":
+                self._forgets(verdict)
             case _:
                 pass
         for effect in effects:
@@ -121,7 +121,7 @@ class Training(Watcher):
         ):
             raise Violation("T4", f"commit {message.number} is sent as {message.members}, the log has {record.members}")
 
-    def _forgets(self, node: NodeId, message: m.Outcome) -> None:
+    def _forgets(self, message: m.Outcome) -> None:
         """A worker lets go of an update; from then on nobody may merge it."""
         account = self.book.jobs[message.job]
         if message.generation == account.generation:
