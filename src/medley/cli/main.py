@@ -41,9 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "status": Entry("medley.cli.status:command", "Say how the coordinator and its jobs are doing."),
     "nodes": Entry("medley.cli.nodes:command", "List the machines that joined, and what each can do."),
     "explain": Entry("medley.cli.explain:command", "Tell the decisions about a job or a machine, with reasons."),
-    "simulate": Entry(
-        "medley.cli.simulate:command", "Simulate pools of machines: experiments, and checks by the thousand."
-    ),
+    "simulate": Entry("medley.cli.simulate:command", "Simulate pools of machines: experiments, and checks."),
     "replay": Entry("medley.cli.replay:command", "Show the events of a simulated run, line by line."),
     "doctor": Entry("medley.cli.doctor:command", "Check this machine: what works, what does not, what to do."),
     "ask": Entry("medley.cli.ask:command", "Ask a model one question."),
