@@ -135,7 +135,8 @@ class Book:
             case Aborted():
                 _aborted(self.of(stream), record)
             case CheckpointSealed():
-                self.of(stream).checkpoints.append(record.version)
+                account = self.of(stream)
+                account.checkpoints = [*account.checkpoints, record.version][-account.spec.checkpoint.keep :]
             case CheckpointDamaged():
                 account = self.of(stream)
                 account.checkpoints = [v for v in account.checkpoints if v != record.version]
