@@ -125,6 +125,8 @@ class Shard:
         if message.generation != self.generation:
             return []
         match message:
+            case Peers() if message.number < self.peers:
+                return []  # an older list, said again: whoever it lacks is admitted by now
             case Peers():
                 return [Run(SetPeers(message.number, message.keys, message.vault))]
             case Relay():
@@ -303,6 +305,7 @@ class Shard:
         a = self.assignment
         self._forget()
         self.address = self.backup = None
+        self.peers = 0
         down = EngineDown(a.job, a.generation, a.shard, report.reason, report.memory)
         return [Report(down), Explain(f"shard {a.shard}", f"engine ended: {report.reason}"), *self.start()]
 

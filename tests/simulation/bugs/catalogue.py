@@ -651,8 +651,8 @@ SHARD = [
     _bug(
         "a shard listens to earlier generations",
         ROLES + "shard",
-        "        if message.generation != self.generation:\n            return []\n        match message:\n            case Peers():",
-        "        match message:\n            case Peers():",
+        "        if message.generation != self.generation:\n            return []\n        match message:\n            case Peers() if",
+        "        match message:\n            case Peers() if",
         "J3",
         "T4",
     ),
