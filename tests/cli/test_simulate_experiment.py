@@ -35,7 +35,7 @@ def test_an_experiment_ends_with_what_one_learns_and_where_it_is(
     assert run(["simulate", str(tiny), "--out", str(out), "--jobs", "1"]) == 0
     said = capsys.readouterr().out
     assert "2 runs: 2 done." in said and "Time to completion" in said
-    assert "fails completion_s <= 0.001" in said and str(out / "report.html") in said
+    assert "fails: completion_s" in said and str(out / "report.html") in said
 
     assert run(["simulate", str(tiny), "--out", str(out), "--json", "-"]) == 0
     lines = capsys.readouterr().out.splitlines()

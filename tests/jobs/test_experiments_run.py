@@ -106,7 +106,7 @@ def _check_files(folder: Path, outcome: session.Outcome) -> None:
     assert "Whether anything &lt;is&gt; learnt." in report and "4 runs: 4 done." in report
     assert report.count("<svg") >= 4 and "prefers-color-scheme: dark" in report
     assert not re.search(r"(?:src|href)=|@import|url\(", report), "nothing comes from elsewhere"
-    assert "succeeds" in report or "fails" in report
+    assert "succeeds" in report
     assert any((folder / "plots").glob("*.svg"))
     assert outcome.study.failures({"jobs.a.train.sync.mode": "sync"}) == []
 

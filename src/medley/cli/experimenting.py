@@ -13,7 +13,6 @@ import click
 from medley.cli.shown import duration, table
 
 if TYPE_CHECKING:
-    from medley.jobs.experiments.load import Loaded
     from medley.jobs.experiments.report import Table
     from medley.jobs.experiments.runner import Event
     from medley.jobs.experiments.session import Outcome
@@ -31,6 +30,8 @@ def simulate(
 ) -> int:
     """The exit status: 0, 1 when a run died, 130 when interrupted. Raises UserError for a bad experiment."""
     from medley.jobs.experiments.load import load_experiment
+    from medley.jobs.experiments.runner import missing
+    from medley.jobs.experiments.runs import tasks_of
     from medley.jobs.experiments.session import perform
     from medley.protocol.errors import UserError
 
@@ -39,7 +40,7 @@ def simulate(
     loaded = load_experiment(path, (*sets, *([f"seed={seed}"] if seed is not None else [])))
     folder = out or Path("experiments") / loaded.experiment.name
     runs = len(loaded.points) * loaded.experiment.repeats
-    told = Progress(loaded, quiet=json_path == "-")
+    told = Progress(len(missing(folder, tasks_of(loaded))), quiet=json_path == "-")
     outcome = perform(loaded, folder, min(jobs or os.cpu_count() or 1, runs), told.hear)
     told.end()
     if json_path != "-":
@@ -55,13 +56,12 @@ def simulate(
 class Progress:
     """One line that moves where there is a terminal; else a line now and then."""
 
-    def __init__(self, loaded: Loaded, *, quiet: bool, clock: Clock | None = None) -> None:
+    def __init__(self, total: int, *, quiet: bool, clock: Clock | None = None) -> None:
         from medley.runtimes.clock import SystemClock
 
         self.quiet, self.live = quiet, not quiet and sys.stderr.isatty()
         self.clock = clock or SystemClock()
-        self.total = len(set(_keys(loaded)))
-        self.until_s = loaded.experiment.until_s
+        self.total = total
         self.finished = 0
         self.reached: dict[str, float] = {}
         self.began_ns = self.said_ns = self.clock.now_ns()
@@ -96,9 +96,9 @@ class Progress:
         if self.finished and passed_s > 0:
             rate = self.finished / passed_s
             left = max(self.total - self.finished, 0)
-            parts += [f"{60 * rate:.1f}/min", f"at most {left} to do, about {duration(left / rate)}"]
+            parts += [f"{60 * rate:.1f}/min", f"{left} to do, about {duration(left / rate)}"]
         else:
-            parts += [f"at most {self.total} to do", f"{duration(passed_s)} so far"]
+            parts += [f"{self.total} to do", f"{duration(passed_s)} so far"]
         if self.reached:
             ahead = ", ".join(duration(at_s) for at_s in sorted(self.reached.values(), reverse=True)[:4])
             parts.append(f"virtual time {ahead}")
@@ -107,12 +107,6 @@ class Progress:
     def end(self) -> None:
         if self.live:
             click.echo(f"\r{'':100}\r", err=True, nl=False)
-
-
-def _keys(loaded: Loaded) -> list[str]:
-    from medley.jobs.experiments.runs import tasks_of
-
-    return [task.key for task in tasks_of(loaded)]
 
 
 def summary(outcome: Outcome, folder: Path) -> list[str]:
@@ -127,7 +121,8 @@ def summary(outcome: Outcome, folder: Path) -> list[str]:
     if (contest := report.contest_table(study)) is not None:
         lines += ["", f"{study.main().title} (~: the second best lies within its 95 % interval)", *_table(contest)]
     for one in report.matrix(study):
-        lines += ["", f"Success{f', {one.title}' if one.title else ''}", *_table(one)]
+        criteria = "; ".join(study.experiment.success)
+        lines += ["", f"Success{f', {one.title}' if one.title else ''}: {criteria}", *_table(one)]
     return [*lines, "", f"report: {folder / 'report.html'}; tables: {folder / 'runs.csv'} and others beside it"]
 
 

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from medley.jobs.experiments import svg, words
-from medley.jobs.experiments.axes import Scale, scale
+from medley.jobs.experiments.axes import Scale, scale, shown
 from medley.jobs.experiments.runs import Result
 from medley.jobs.experiments.statistics import Mean
 from medley.jobs.experiments.study import Metric, Study, in_words, numbers
@@ -41,29 +41,35 @@ def figures(study: Study) -> list[Figure]:
 
 
 def comparisons(study: Study) -> Iterator[Figure]:
-    """For each metric one plot a panel: the second axis along x, the first by colour, the others by panel."""
+    """For each metric one plot a panel: the second axis along x, the first by colour, the others by panel. With one
+    axis, all metrics side by side.
+    """
     if study.series is None or len(study.results) < 2:
         return
-    for metric in study.metrics():
-        plots = tuple(_comparison(study, metric))
-        names = study.series.labels if study.others else ()
-        yield Figure(f"by-{metric.column}", metric.title, words.comparison(study, metric), plots, names)
+    if study.others:
+        for metric in study.metrics():
+            plots = tuple(_comparison(study, metric, panel, in_words(panel)) for panel in _panels(study, 1))
+            text = words.comparison(study, metric)
+            yield Figure(f"by-{metric.column}", metric.title, text, plots, study.series.labels)
+        return
+    told = [f"{metric.title}: {words.comparison(study, metric)}" for metric in study.metrics()]
+    plots = tuple(_comparison(study, metric, {}, metric.title) for metric in study.metrics())
+    yield Figure("comparison", "Across the sweep", " ".join(told), plots)
 
 
-def _comparison(study: Study, metric: Metric) -> Iterator[str]:
+def _comparison(study: Study, metric: Metric, panel: dict[str, str], title: str) -> str:
     assert study.series is not None
     across = study.others[0] if study.others else study.series
     values = numbers(study.results, metric.column)
     y = scale(values, _KINDS.get(metric.kind, metric.kind), may_log=metric.kind in ("seconds", "bytes", "dollars"))
     unit = "US dollars" if metric.kind == "dollars" else ""
-    for panel in _panels(study, 1):
-        series: list[tuple[str, list[Mean | None]]] = []
-        for label in study.series.labels if study.others else ("",):
-            chosen = {study.series.name: label, **panel} if study.others else panel
-            series.append((label, [study.mean(metric.column, {**chosen, across.name: one}) for one in across.labels]))
-        width = min(max(330, 70 + len(across.labels) * (26 + 14 * len(series))), 540 if len(study.axes) > 2 else 740)
-        frame = svg.Frame(in_words(panel), scale([0, 1]), y, "", unit, width, 250)
-        yield svg.intervals(frame, across.labels, series)
+    series: list[tuple[str, list[Mean | None]]] = []
+    for label in study.series.labels if study.others else ("",):
+        chosen = {study.series.name: label, **panel} if study.others else panel
+        series.append((label, [study.mean(metric.column, {**chosen, across.name: one}) for one in across.labels]))
+    most = 740 if len(study.axes) == 2 else 540
+    width = min(max(354, 72 + len(across.labels) * (26 + 14 * len(series))), most)
+    return svg.intervals(svg.Frame(title, scale([0, 1]), y, "", unit, width, 262, 60), across.labels, series)
 
 
 def _panels(study: Study, skip: int) -> Iterator[dict[str, str]]:
@@ -199,25 +205,25 @@ def queues(study: Study) -> Figure | None:
 
 
 def _median_wait(one: svg.Series) -> str:
-    from medley.jobs.experiments.axes import shown
-
     return shown(next((wait for wait, share in one.points if share >= 0.5), None), "seconds")
 
 
 def machines(study: Study) -> Figure | None:
     """How many rented machines were there, of the first repeat of some points."""
-    series = []
-    for colour, result in enumerate(_telling(study)):
+    series: list[svg.Series] = []
+    for result in _telling(study):
         points = _there(result)
         if len(points) > 1:
-            series.append(svg.Series(in_words(result.task.labels), colour, points))
+            series.append(svg.Series(in_words(result.task.labels), len(series), points))
     if not series:
         return None
     every = [point for one in series for point in one.points]
     x, y = scale([a for a, _ in every], "seconds"), scale([b for _, b in every])
     frame = svg.Frame("", x, y, "virtual time", "rented machines", 740, 230)
     taken = sum(state == "interrupted" for one in _telling(study) for _, _, state in one.curves["wanted"])
-    text = f"Machines that can be taken away, as they come and go; {taken} interruptions in the runs shown."
+    text = (
+        f"Spot machines and what the autoscaler rented, as they come and go; {taken} interruptions in the runs shown."
+    )
     return Figure("machines", "Rented machines", text, (svg.lines(frame, series),), tuple(one.name for one in series))
 
 

@@ -74,7 +74,7 @@ def _write_plots(folder: Path, drawn: Sequence[Figure]) -> None:
     for figure in drawn:
         for number, plot in enumerate(figure.plots):
             name = figure.key if len(figure.plots) == 1 else f"{figure.key}-{number + 1}"
-            (folder / f"{name}.svg").write_text(svg.alone(plot), encoding="utf-8")
+            (folder / f"{name}.svg").write_text(svg.alone(plot, figure.names), encoding="utf-8")
 
 
 def described(study: Study) -> str:
@@ -159,10 +159,11 @@ def _matrix_row(study: Study, first: Axis, label: str, second: Axis, rest: dict[
 
 
 def verdict(failed: list[str] | None) -> Cell:
-    """Of one point: met, what it fails, or nothing while no run of it is finished."""
+    """Of one point: met, the columns in which it fails, or nothing while no run of it is finished."""
     if failed is None:
         return Cell("-")
-    return Cell("fails " + "; ".join(failed), "unmet") if failed else Cell("succeeds", "met")
+    columns = ", ".join(text.split()[0] for text in failed)
+    return Cell(f"fails: {columns}", "unmet") if failed else Cell("succeeds", "met")
 
 
 def point_table(study: Study) -> Table:

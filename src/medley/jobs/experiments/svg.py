@@ -7,6 +7,7 @@ four kinds of plots need without 40 MB of dependencies.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +17,7 @@ from medley.jobs.experiments.axes import Scale
 from medley.jobs.experiments.statistics import Mean
 
 COLOURS = 8
+_SIZE = re.compile(r'viewBox="0 0 (\d+) (\d+)" width="\d+" height="\d+"')
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 32, 44
 STYLE = """
 .plot { --ink: #1c2422; --soft: #5b6663; --line: #dfe4e1; --ground: #ffffff; --down: #d9a7a3;
@@ -55,12 +57,13 @@ class Frame:
     y_label: str = ""
     width: int = 354
     height: int = 240
+    foot: int = BOTTOM  # room below the plot
 
     def left(self, value: float) -> float:
         return LEFT + self.x.at(value) * (self.width - LEFT - RIGHT)
 
     def top(self, value: float) -> float:
-        return self.height - BOTTOM - self.y.at(value) * (self.height - TOP - BOTTOM)
+        return self.height - self.foot - self.y.at(value) * (self.height - TOP - self.foot)
 
 
 def lines(frame: Frame, series: Iterable[Series]) -> str:
@@ -81,18 +84,19 @@ def intervals(frame: Frame, categories: Sequence[str], series: Sequence[tuple[st
     """For each category one dot a series with its interval; a missing mean is a cross at the foot."""
     room = (frame.width - LEFT - RIGHT) / max(len(categories), 1)
     drawn: list[str] = []
+    level = max((len(one) for one in categories), default=0) * 6.4 <= room
     for place, category in enumerate(categories):
         middle = LEFT + room * (place + 0.5)
-        drawn.append(_category(frame, category, middle, room))
+        drawn.append(_category(frame, category, middle, level))
         for number, (name, means) in enumerate(series):
             share = (number + 0.5) / len(series) - 0.5
             drawn.append(_dot(frame, middle + share * room * 0.72, number, f"{category}, {name}", means[place]))
     return _svg(frame, [*_grid(frame), *drawn])
 
 
-def _category(frame: Frame, text: str, middle: float, room: float) -> str:
-    foot = frame.height - BOTTOM + 16
-    if len(text) * 6.4 <= room:
+def _category(frame: Frame, text: str, middle: float, level: bool) -> str:
+    foot = frame.height - frame.foot + 16
+    if level:
         return f'<text class="middle" x="{middle:.1f}" y="{foot}">{escape(text)}</text>'
     short = text if len(text) <= 16 else text[:15] + "…"
     turn = f"rotate(-24 {middle:.1f} {foot - 4})"
@@ -102,7 +106,7 @@ def _category(frame: Frame, text: str, middle: float, room: float) -> str:
 def _dot(frame: Frame, x: float, number: int, name: str, mean: Mean | None) -> str:
     colour = number % COLOURS
     if mean is None:
-        foot = frame.height - BOTTOM - 5
+        foot = frame.height - frame.foot - 5
         cross = f"M{x - 3:.1f} {foot - 3}l6 6m0 -6l-6 6"
         return f'<path class="s{colour}" d="{cross}"><title>{escape(name)}: none</title></path>'
     y, low, high = frame.top(mean.value), frame.top(max(mean.low, frame.y.low)), frame.top(min(mean.high, frame.y.high))
@@ -145,7 +149,7 @@ def stripes(title: str, x: Scale, x_label: str, rows: Sequence[Stripe], width: i
     for number, row in enumerate(rows):
         top = TOP + number * tall
         if tall > 9 or number % 2 == 0:
-            drawn.append(f'<text class="end" x="{LEFT - 6}" y="{top + tall - 3.5}">{escape(row.name[-9:])}</text>')
+            drawn.append(f'<text class="end" x="{LEFT - 6}" y="{top + tall - 3.5}">{escape(_short(row.name))}</text>')
         left, right = frame.left(x.low), frame.left(x.high)
         drawn.append(f'<rect class="lane" x="{left}" y="{top + 1}" width="{right - left:.1f}" height="{tall - 2}"/>')
         drawn += _cells(frame, row, row.compute, 0, top + 1, (tall - 2) * 0.62)
@@ -170,6 +174,10 @@ def _cells(frame: Frame, row: Stripe, shares: Sequence[float], colour: int, top:
         )
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= 8 else "…" + name[-7:]
+
+
 def legend(names: Sequence[str]) -> str:
     """Coloured words, in the order of the colours."""
     marks = (
@@ -178,11 +186,25 @@ def legend(names: Sequence[str]) -> str:
     return f'<p class="legend plot">{"".join(marks)}</p>'
 
 
-def alone(text: str) -> str:
-    """The same plot as a file of its own."""
-    return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
-        "<desc/>", f'<style>{STYLE}</style><rect width="100%" height="100%" fill="var(--ground)"/>', 1
-    )
+def alone(text: str, names: Sequence[str] = ()) -> str:
+    """The same plot as a file of its own, its legend below."""
+    found = _SIZE.search(text)
+    assert found is not None, "not a plot of ours"
+    width, height = int(found[1]), int(found[2])
+    tall = height + 22 * bool(names)
+    size = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall}" width="{width}" height="{tall}"'
+    ground = f'<style>{STYLE}</style><rect width="100%" height="100%" fill="var(--ground)"/>'
+    drawn = text.replace(found[0], size, 1).replace("<desc/>", ground, 1)
+    return drawn.removesuffix("</svg>") + "".join(_legend_marks(names, height + 12)) + "</svg>"
+
+
+def _legend_marks(names: Sequence[str], middle: int) -> Iterable[str]:
+    left = 12.0
+    for number, name in enumerate(names):
+        colour = number % COLOURS
+        yield f'<rect class="f{colour}" x="{left:.0f}" y="{middle - 8}" width="10" height="10" rx="2"/>'
+        yield f'<text x="{left + 15:.0f}" y="{middle + 1}">{escape(name)}</text>'
+        left += 30 + 6.6 * len(name)
 
 
 def _svg(frame: Frame, content: Iterable[str]) -> str:
@@ -200,7 +222,7 @@ def _grid(frame: Frame) -> Iterable[str]:
         y = frame.top(value)
         yield f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text class="end" x="{LEFT - 6}" y="{y + 4:.1f}">{text}</text>'
-    foot = frame.height - BOTTOM
+    foot = frame.height - frame.foot
     yield f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{foot}" y2="{foot}"/>'
     label = _with_unit(frame.y_label, frame.y.unit)
     if label:
@@ -210,7 +232,7 @@ def _grid(frame: Frame) -> Iterable[str]:
 
 
 def _x_axis(frame: Frame) -> Iterable[str]:
-    foot = frame.height - BOTTOM
+    foot = frame.height - frame.foot
     for value, text in frame.x.ticks:
         x = frame.left(value)
         yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{foot}" y2="{foot + 4}"/>'

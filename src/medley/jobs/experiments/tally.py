@@ -143,6 +143,7 @@ class Tally:
         self._nodes = {machine.name: _Node(machine) for machine in setup.machines}
         self._jobs = {one.job: _Job(one.at_ns, one.deadline_ns) for one in setup.arrivals}
         self._shown = set(list(self._nodes)[:TIMELINE_NODES])
+        self._rented: set[str] = set()  # by the autoscaler
         self._drawn_jobs = set(list(self._jobs)[:CURVE_JOBS])
         self._moved: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -160,6 +161,7 @@ class Tally:
     def expect(self, machine: Machine) -> None:
         """A machine that the setup does not have will join."""
         self._nodes[machine.name] = _Node(machine)
+        self._rented.add(machine.name)
         if len(self._shown) < TIMELINE_NODES:
             self._shown.add(machine.name)
 
@@ -237,7 +239,7 @@ class Tally:
 
     def _node(self, fact: f.NodeState) -> None:
         node = self._nodes.get(fact.node)
-        if fact.state in ("wanted", "interrupted") or (node is not None and node.machine.spot):
+        if fact.node in self._rented or (node is not None and node.machine.spot):
             self._wanted.add((fact.at_ns / NS_PER_S, fact.node, fact.state))
         if node is None:
             return
@@ -256,7 +258,7 @@ class Tally:
         self._counts["lost"] += fact.state != "left"
         node.up_ns += fact.at_ns - node.up_since_ns
         node.up_since_ns = None
-        if len(node.downs) < 500:
+        if fact.state == "down" and len(node.downs) < 500:
             node.down_since_ns = fact.at_ns
 
     # -- the end ------------------------------------------------------------------------------------------------

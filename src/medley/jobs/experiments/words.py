@@ -169,7 +169,7 @@ def comparison(study: Study, metric: Metric) -> str:
     where = f" at {in_words(widest.setting)}" if widest.setting else ""
     if best == worst or widest.ratio < 1.02:
         return f"All lie within 2 % of {shown(first.value, metric.kind)}."
-    return (
-        f"Widest{where}: {best} {shown(first.value, metric.kind, first.half)}, "
-        f"{worst} {shown(last.value, metric.kind, last.half)}."
-    )
+    low, high = shown(first.value, metric.kind, first.half), shown(last.value, metric.kind, last.half)
+    if not where:
+        return f"From {low} ({best}) to {high} ({worst})."
+    return f"Widest{where}: {best} {low}, {worst} {high}."
