@@ -104,7 +104,8 @@ def _pause_coordinator(storm: Storm, random: Random) -> Iterator[str]:
     host = storm.world.host
     if host is not None:
         yield from doing.at_coordinator(storm.world)
-        host.paused_ns = storm.world.kernel.now + int(random.choice(PAUSES_NS[:-1]))
+        until_ns = storm.world.kernel.now + int(random.choice(PAUSES_NS[:-1]))
+        host.paused_ns = max(host.paused_ns, until_ns)  # a shorter one would let later words overtake
 
 
 def _strikes(name: str, what: str, rates: tuple[float, float], meets: tuple[str, ...], strike: object) -> Fault:
