@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medley.models.presets import Preset, is_preset, preset
+from medley.models.presets import is_preset, preset
 from medley.policies.devices import Device
 from medley.policies.pipeline.describe import Link, Links, Machine, ModelShape, Times
 from medley.protocol.conditions import goodput_bytes_per_s, path
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("bf16", "fp32", "int8", "int4")
 KEPT_FREE = 0.2  # of a machine's memory, for its owner
-VOCABULARY = 32_000  # of a preset that takes its tokenizer's
 PASS_S = 100e-6  # calls of one layer's modules, whatever their size
 ENDLESS_BYTES_PER_S = 1e12  # of a link that nothing limits
 LOCAL = Link(30e-6, 2e9)  # between processes of one machine
@@ -44,11 +43,11 @@ def subject(model: str, weights: str) -> Subject:
     """MODEL is a preset, a job, a directory or a hub name (of which only the configuration is fetched)."""
     from medley.models.dtype import NAMES
     from medley.models.quantise import linear_nbytes
-    from medley.models.slices import sizes
+    from medley.models.slices import config_of_preset, sizes
 
     if weights not in FORMATS:
         raise UserError(f"--weights '{weights}' is unknown; {did_you_mean(weights, FORMATS)}")
-    config = _preset_config(preset(model)) if is_preset(model) else _stored_config(model)
+    config = config_of_preset(preset(model)) if is_preset(model) else _stored_config(model)
     small = weights in ("int8", "int4")
     dtype = NAMES["bf16" if small else weights]
     told = sizes(config, dtype, partial(linear_nbytes, kind=weights) if small else None)
@@ -59,22 +58,6 @@ def subject(model: str, weights: str) -> Subject:
         told.kv_nbytes, told.wire_nbytes, told.tied,
     )  # fmt: skip
     return Subject(config, weights, shape, exact.layer_nbytes // 4, exact.head_nbytes // 4)
-
-
-def _preset_config(shape: Preset) -> Any:
-    from transformers import LlamaConfig, OPTConfig
-
-    common = {
-        "vocab_size": shape.vocab_size or VOCABULARY,
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "max_position_embeddings": shape.context_tokens,
-        "tie_word_embeddings": shape.tied,
-    }
-    if shape.family == "llama":
-        return LlamaConfig(**common, num_key_value_heads=shape.kv_heads, intermediate_size=shape.intermediate)
-    return OPTConfig(**common, ffn_dim=shape.intermediate, word_embed_proj_dim=shape.hidden)
 
 
 def _stored_config(model: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medley.models.presets import Preset
 from medley.models.weightfiles import WeightFiles, read_tensor
 from medley.protocol.errors import UserError, first_line
 
@@ -26,6 +27,8 @@ FAMILIES = {
     "qwen3": ("model", "norm"),
     "opt": ("model.decoder", "final_layer_norm"),
 }
+
+VOCABULARY = 32_000  # of a preset that takes its tokenizer's
 
 Transform = Callable[[nn.Module], nn.Module]  # of one part, once it is filled: quantisation, moving to a device
 
@@ -125,6 +128,23 @@ def config_of_directory(directory: Path) -> Any:
             f"these can: {', '.join(sorted(FAMILIES))}"
         )
     return config
+
+
+def config_of_preset(shape: Preset) -> Any:
+    """The transformers configuration of a preset, for planning and measuring; nothing is initialised."""
+    from transformers import LlamaConfig, OPTConfig
+
+    common = {
+        "vocab_size": shape.vocab_size or VOCABULARY,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.context_tokens,
+        "tie_word_embeddings": shape.tied,
+    }
+    if shape.family == "llama":
+        return LlamaConfig(**common, num_key_value_heads=shape.kv_heads, intermediate_size=shape.intermediate)
+    return OPTConfig(**common, ffn_dim=shape.intermediate, word_embed_proj_dim=shape.hidden)
 
 
 def load_slice(
