@@ -171,6 +171,7 @@ def _option(keyword: str) -> tuple[str, ...]:
     if wanted in paths:
         return wanted
     found = [path for path in paths if path[-len(wanted) :] == wanted]
+    found = [path for path in found if path == ("train", *wanted)] or found  # `seed` is that of the training
     if len(found) == 1:
         return found[0]
     if not found:

@@ -94,7 +94,8 @@ WRONG = {
     "misplaced key": ("lr: 3\n", "job.yaml line 1: there is no key 'lr'; did you mean 'train.optimizer.lr'?"),
     "strange key": (
         "3: 4\n",
-        "job.yaml line 1: there is no key '3'; allowed: checkpoint, data, model, name, network, placement, schedule, task, ",
+        "job.yaml line 1: there is no key '3'; allowed: checkpoint, data, model, name, network, placement, schedule, "
+        "task, ",
     ),
     "text for a number": (
         "train:\n  optimizer:\n    kind: adamw\n    lr: fast\n",

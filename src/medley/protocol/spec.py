@@ -145,7 +145,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What a job asks of the pool's scheduler, and what it bears. `fifo` heeds all but priority, weight and deadline."""
+    """What a job asks of the pool's scheduler, and bears. `fifo` heeds all but priority, weight and deadline."""
 
     priority: int = 0  # higher goes first; a job that waits rises by one a minute
     weight: float = 1.0  # its share beside jobs of the same priority

@@ -70,7 +70,7 @@ class Pins(Watcher):
                 case _:
                     pass
 
-        self._still_written(world)
+        self._still_needed(world)
 
     def _gone(self, node: NodeId) -> None:
         for job, pins in self.jobs.items():
@@ -147,18 +147,20 @@ class Pins(Watcher):
         if version not in pinned:
             return  # left from before: its status said so
         pinned.discard(version)
-        waiting = [n for n, v in pins.pulling.items() if v == version]
-        if waiting:
-            raise Violation("T4", f"{version} is unpinned on {node} while {', '.join(waiting)} was told to pull it")
         pins.unpinned.append((node, shard, version))
 
-    def _still_written(self, world: World) -> None:
-        """What was unpinned in this step may have been pinned again; a part under way needs its version."""
+    def _still_needed(self, world: World) -> None:
+        """What was unpinned in this step may have been pinned again, or taken from who was told to pull it; a part under
+        way needs its version.
+        """
         for job, pins in self.jobs.items():
             run = world.run_of(job)
             saving = run.ctx.saving if run is not None else None
             for node, shard, version in pins.unpinned:
                 again = version in pins.pinned.get((node, shard), ())
+                waiting = [n for n, v in pins.pulling.items() if v == version]
+                if waiting and not again:
+                    raise Violation("T4", f"{version} is unpinned on {node}; {', '.join(waiting)} was told to pull it")
                 if saving is None or again or saving.version != version or shard in saving.parts or saving.sealing:
                     continue
                 raise Violation("T4", f"{version} is unpinned on {node} before it has written its part of {shard}")
