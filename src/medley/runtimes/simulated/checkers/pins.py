@@ -28,6 +28,7 @@ class _Pins:
     """
 
     generation: Generation = 0
+    primaries: dict[int, NodeId] = field(default_factory=dict)
     pinned: dict[tuple[NodeId, int], set[Version]] = field(default_factory=dict)  # by primary
     pulling: dict[NodeId, Version] = field(default_factory=dict)
     loose: dict[tuple[NodeId, int], set[Version]] = field(default_factory=dict)
@@ -59,8 +60,9 @@ class Pins(Watcher):
         self._released(event)
         for effect in effects:
             match effect:
-                case Persist(stream, Placed(generation)):
-                    self.jobs[stream.removeprefix("job/")] = _Pins(generation)
+                case Persist(stream, Placed(generation) as placed):
+                    primaries = {p.shard: p.primary for p in placed.shards}
+                    self.jobs[stream.removeprefix("job/")] = _Pins(generation, primaries)
                 case Persist(stream, Promoted(shard, primary)):
                     self._promoted(self._of(stream.removeprefix("job/")), shard, primary)
                 case Send(node, message):
@@ -78,7 +80,9 @@ class Pins(Watcher):
             pins.broke(node, self.book.jobs[job].version)
 
     def _of(self, job: JobId) -> _Pins:
-        return self.jobs.setdefault(job, _Pins(self.book.jobs[job].generation))
+        account = self.book.jobs[job]
+        primaries = {shard: place.primary for shard, place in account.places.items()}
+        return self.jobs.setdefault(job, _Pins(account.generation, primaries))
 
     def _released(self, event: Event) -> None:
         """A worker that says anything of these does not need its version any more."""
@@ -102,8 +106,9 @@ class Pins(Watcher):
                 pass
 
     def _promoted(self, pins: _Pins, shard: int, primary: NodeId) -> None:
-        if (primary, shard) not in pins.pinned:
+        if pins.primaries.get(shard) != primary:
             pins.pulling.clear()  # they will fail and ask again
+        pins.primaries[shard] = primary
 
     def _sent(self, world: World, node: NodeId, message: m.ToNode) -> None:
         match message:
@@ -150,8 +155,8 @@ class Pins(Watcher):
         pins.unpinned.append((node, shard, version))
 
     def _still_needed(self, world: World) -> None:
-        """What was unpinned in this step may have been pinned again, or taken from who was told to pull it; a part under
-        way needs its version.
+        """What was unpinned in this step may have been pinned again, or taken from who was to pull it; a part under way
+        needs its version.
         """
         for job, pins in self.jobs.items():
             run = world.run_of(job)
