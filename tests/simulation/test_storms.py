@@ -12,6 +12,10 @@ REGRESSIONS = {
     14: "a worker that left and was assigned again, in one life of its machine, repeated its update ids",
     48: "a machine that stood still was told, when it went on, what a stream had said that was gone by then",
 }
+# Seeds that find what is not mended yet. Each must still find it: who mends it moves it to REGRESSIONS.
+OPEN = {
+    3829: ("T2", "after a pause of the coordinator, an update is merged though its worker was told to drop it"),
+}
 BLOCKS = [range(start, start + 10) for start in range(1000, 1080, 10)]
 
 
@@ -42,6 +46,12 @@ def test_one_seed_is_one_history() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(40))
 def test_thousands_of_storms(block: int) -> None:
-    for seed in range(2000 + 50 * block, 2050 + 50 * block):
+    for seed in set(range(2000 + 50 * block, 2050 + 50 * block)) - set(OPEN):
         found = run_seed(seed)
         assert not found.invariant, f"seed {seed}: {found.invariant}: {found.sentence}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", OPEN)
+def test_what_is_not_mended_is_still_found(seed: int) -> None:
+    assert run_seed(seed).invariant == OPEN[seed][0]
