@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from medley.jobs.text import Lines, parse, read_text, scalar
+from medley.jobs.text import Lines, parse, read_text, split_setting
 from medley.jobs.words import hints, item_of, type_at, unknown_key, value_in_words, wanted
 from medley.models.presets import is_preset
 from medley.protocol.errors import UserError
@@ -67,14 +67,7 @@ def _looks_like_json(text: str) -> bool:
 
 
 def _override(data: dict[str, Any], word: str, origin: _Origin) -> None:
-    key, equals, value = word.partition("=")
-    path = tuple(key.strip().split("."))
-    if not equals or not all(path):
-        raise UserError(f"--set {word}: write KEY=VALUE, such as --set train.epochs=2")
-    try:
-        parsed = scalar(value)
-    except ValueError as error:
-        raise UserError(f"--set {word}: the value is not YAML ({error})") from error
+    path, parsed = split_setting(word, "train.epochs=2")
     group = data
     for depth, name in enumerate(path[:-1]):
         if group.get(name) is None:

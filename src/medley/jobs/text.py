@@ -137,3 +137,15 @@ def _refuse_twice(node: yaml.Node | None, name: str, seen: set[int]) -> None:
             before = first[key.value]
             raise UserError(f"{name} line {line}: key '{key.value}' is given twice (first in line {before})")
         _refuse_twice(value, name, seen)
+
+
+def split_setting(word: str, example: str) -> tuple[tuple[str, ...], Any]:
+    """(path, value) of a `--set a.b=c`. Raises UserError with the example where it is none."""
+    key, equals, text = word.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise UserError(f"--set {word}: write KEY=VALUE, such as --set {example}")
+    try:
+        return path, scalar(text)
+    except ValueError as error:
+        raise UserError(f"--set {word}: the value is not YAML ({error})") from error

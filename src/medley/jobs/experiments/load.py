@@ -18,7 +18,7 @@ from typing import Any
 from medley.jobs.experiments.check import check
 from medley.jobs.experiments.reading import Origin, read
 from medley.jobs.experiments.spec import MAX_RUNS, Experiment, Numbers, Words
-from medley.jobs.text import Lines, parse, read_text, scalar
+from medley.jobs.text import Lines, parse, read_text, split_setting
 from medley.jobs.words import hints, value_in_words
 from medley.protocol.errors import UserError, did_you_mean
 
@@ -70,17 +70,10 @@ def load_data(data: Data, where: str, lines: Lines | None = None, sets: Sequence
 
 
 def _override(data: Data, word: str, origin: Origin) -> None:
-    key, equals, text = word.partition("=")
-    path = tuple(key.strip().split("."))
-    if not equals or not all(path):
-        raise UserError(f"--set {word}: write KEY=VALUE, such as --set repeats=5")
-    try:
-        value = scalar(text)
-    except ValueError as error:
-        raise UserError(f"--set {word}: the value is not YAML ({error})") from error
+    path, value = split_setting(word, "repeats=5")
     origin.sets[path] = f"--set {word}"
     if not exists(path, data):
-        origin.refuse(path, f"there is no key '{key.strip()}'; {_nearest(key.strip(), data)}")
+        origin.refuse(path, f"there is no key '{'.'.join(path)}'; {_nearest('.'.join(path), data)}")
     _put(data, path, value)
 
 

@@ -13,7 +13,7 @@ from medley.runtimes.simulated.disk import Fenced, Full
 from medley.runtimes.simulated.drawing import SURE
 from medley.runtimes.simulated.engines import WorkerEngine
 from medley.runtimes.simulated.faults import doing
-from medley.runtimes.simulated.faults.fault import Fault
+from medley.runtimes.simulated.faults.fault import Fault, striking
 from medley.runtimes.simulated.kernel import MS, S
 
 if TYPE_CHECKING:
@@ -108,13 +108,6 @@ def _pause_coordinator(storm: Storm, random: Random) -> Iterator[str]:
         host.paused_ns = max(host.paused_ns, until_ns)  # a shorter one would let later words overtake
 
 
-def _strikes(name: str, what: str, rates: tuple[float, float], meets: tuple[str, ...], strike: object) -> Fault:
-    def arm(storm: Storm, rate: float) -> None:
-        storm.often(name, rate, strike)  # type: ignore[arg-type]
-
-    return Fault(name, what, rates, "strikes a minute", meets, arm)
-
-
 FAULTS = (
     Fault(
         "crash",
@@ -136,43 +129,43 @@ FAULTS = (
         tuple(f"{when} report {kind}" for kind in REPORTS for when in ("before", "after")),
         chances={"node crash": 1.0},
     ),
-    _strikes(
+    striking(
         "coordinator dies",
         "its process is killed, and runs again a second or two later",
         (2, 20),
         doing.JOB,
         _kill_coordinator,
     ),
-    _strikes(
+    striking(
         "machine dies",
         "all its processes end, and it is back after 50 ms to 9 s",
         (4, 30),
         doing.MACHINE,
         _kill_machine,
     ),
-    _strikes(
+    striking(
         "machine is lost", "it dies and never comes back", (1, 6), ("worker computing", "shard ready"), _lose_machine
     ),
-    _strikes(
+    striking(
         "machine is revoked",
         "its owner takes it out of the pool for good",
         (1, 6),
         ("worker computing", "shard ready"),
         _revoke_machine,
     ),
-    _strikes(
+    striking(
         "engine dies", "one engine is killed, in one case of five for its memory", (4, 30), doing.MACHINE, _kill_engine
     ),
-    _strikes("engine hangs", "a worker's engine computes for ever", (1, 8), ("worker computing",), _hang),
-    _strikes("vault dies", "the process that keeps checkpoints is killed", (4, 20), doing.JOB[3:8], _kill_vault),
-    _strikes(
+    striking("engine hangs", "a worker's engine computes for ever", (1, 8), ("worker computing",), _hang),
+    striking("vault dies", "the process that keeps checkpoints is killed", (4, 20), doing.JOB[3:8], _kill_vault),
+    striking(
         "pause",
         "a machine stands still for 1 ms to 2 minutes and goes on (SIGSTOP, a closed lid)",
         (2, 12),
         doing.MACHINE,
         _pause_machine,
     ),
-    _strikes(
+    striking(
         "coordinator pauses",
         "its process stands still for 1 ms to 20 s and goes on",
         (2, 12),

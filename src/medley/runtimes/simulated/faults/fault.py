@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from medley.runtimes.simulated.faults.storm import Storm
+    from medley.runtimes.simulated.faults.storm import Storm, Strike
 
 Unit = Literal["strikes a minute", "of the operations", "of the messages", "once"]
 
@@ -29,3 +29,12 @@ class Fault:
     meets: tuple[str, ...]
     arm: Callable[[Storm, float], None] | None = None
     chances: dict[str, float] = field(default_factory=dict)
+
+
+def striking(name: str, what: str, rates: tuple[float, float], meets: tuple[str, ...], strike: Strike) -> Fault:
+    """A fault of the first kind: at random moments, so often a minute as the seed drew."""
+
+    def arm(storm: Storm, rate: float) -> None:
+        storm.often(name, rate, strike)
+
+    return Fault(name, what, rates, "strikes a minute", meets, arm)

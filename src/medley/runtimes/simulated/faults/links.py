@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from medley.protocol import messages as m
 from medley.protocol.conditions import PRESETS
 from medley.runtimes.simulated.faults import doing
-from medley.runtimes.simulated.faults.fault import Fault
+from medley.runtimes.simulated.faults.fault import Fault, striking
 from medley.runtimes.simulated.kernel import MS, S
 from medley.runtimes.simulated.stream import Parcel, Stream
 from medley.runtimes.simulated.watch import COORDINATOR
@@ -171,13 +171,6 @@ def _brownout(storm: Storm, random: Random) -> Iterator[str]:
     yield from doing.at_machine(node)
 
 
-def _strikes(name: str, what: str, rates: tuple[float, float], meets: tuple[str, ...], strike: object) -> Fault:
-    def arm(storm: Storm, rate: float) -> None:
-        storm.often(name, rate, strike)  # type: ignore[arg-type]
-
-    return Fault(name, what, rates, "strikes a minute", meets, arm)
-
-
 PLANES = ("control", "tensors")
 FAULTS = (
     Fault("drop", "a message is lost, and with it its stream", (0.0005, 0.01), "of the messages", (*UP, *DOWN), _drop),
@@ -206,17 +199,17 @@ FAULTS = (
         ("UpdateReady", "Staged", "Ready", "Commit", "Pin", "Lease", "Outcome"),
         _replay,
     ),
-    _strikes("clog", "a link between two machines carries nothing for 0.3 to 15 s", (2, 15), PLANES, _clog),
-    _strikes("swizzle-clog", "links are clogged one by one and unclogged in random order", (1, 6), PLANES, _swizzle),
-    _strikes(
+    striking("clog", "a link between two machines carries nothing for 0.3 to 15 s", (2, 15), PLANES, _clog),
+    striking("swizzle-clog", "links are clogged one by one and unclogged in random order", (1, 6), PLANES, _swizzle),
+    striking(
         "one-way partition",
         "nothing gets from one machine to another, the other way is open",
         (2, 10),
         ("to coordinator", "from coordinator", "tensors"),
         _one_way,
     ),
-    _strikes("flapping partition", "the pool falls into two halves, again and again", (1, 5), PLANES, _flap),
-    _strikes(
+    striking("flapping partition", "the pool falls into two halves, again and again", (1, 5), PLANES, _flap),
+    striking(
         "brownout",
         "a machine's link becomes slow, lossy and comes and goes",
         (1, 6),

@@ -18,7 +18,7 @@ from medley.protocol.ids import JobId, NodeId
 from medley.protocol.messages import Span
 from medley.runtimes.simulated.engines import WorkerEngine
 from medley.runtimes.simulated.faults import doing
-from medley.runtimes.simulated.faults.fault import Fault
+from medley.runtimes.simulated.faults.fault import Fault, striking
 from medley.runtimes.simulated.kernel import S
 from medley.runtimes.simulated.stream import Parcel, Stream
 from medley.runtimes.simulated.watch import Watcher
@@ -293,13 +293,6 @@ def _second(storm: Storm, random: Random) -> Iterator[str]:
     storm.later(int(random.choice([0.5, 3, 10]) * S), storm.turn_off, older)
 
 
-def _strikes(name: str, what: str, rates: tuple[float, float], meets: tuple[str, ...], strike: object) -> Fault:
-    def arm(storm: Storm, rate: float) -> None:
-        storm.often(name, rate, strike)  # type: ignore[arg-type]
-
-    return Fault(name, what, rates, "strikes a minute", meets, arm)
-
-
 FAULTS = (
     Fault(
         "lies",
@@ -318,16 +311,16 @@ FAULTS = (
         _lie_finite,
     ),
     Fault("garbage", "bytes that no message has", (0.0005, 0.005), "of the messages", ("to coordinator",), _garbage),
-    _strikes(
+    striking(
         "straggler",
         "a machine computes 5 to 100 times slower",
         (2, 10),
         ("worker computing", "worker wanting", "worker pulling"),
         _straggle,
     ),
-    _strikes("thundering herd", "every stream ends, and everybody reconnects at once", (1, 8), doing.JOB[2:6], _herd),
+    striking("thundering herd", "every stream ends, and everybody reconnects at once", (1, 8), doing.JOB[2:6], _herd),
     Fault("poison", "samples on which every engine fails", (1, 1), "once", ("compute",), _poison),
-    _strikes(
+    striking(
         "person",
         "somebody cancels, resumes and submits again, whatever the job is at",
         (2, 15),
@@ -337,7 +330,7 @@ FAULTS = (
         ),
         _person,
     ),
-    _strikes(
+    striking(
         "two coordinators",
         "a second coordinator takes the log while the first still believes",
         (1, 5),
