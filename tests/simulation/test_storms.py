@@ -11,10 +11,7 @@ from medley.runtimes.simulated.faults.storm import weather
 REGRESSIONS = {
     14: "a worker that left and was assigned again, in one life of its machine, repeated its update ids",
     48: "a machine that stood still was told, when it went on, what a stream had said that was gone by then",
-}
-# Seeds that find what is not mended yet. Each must still find it: who mends it moves it to REGRESSIONS.
-OPEN = {
-    3829: ("T2", "after a pause of the coordinator, an update is merged though its worker was told to drop it"),
+    3829: "a worker that told the truth before it heard that its lie was refused was told to drop what was then merged",
 }
 BLOCKS = [range(start, start + 10) for start in range(1000, 1080, 10)]
 
@@ -46,12 +43,6 @@ def test_one_seed_is_one_history() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(40))
 def test_thousands_of_storms(block: int) -> None:
-    for seed in set(range(2000 + 50 * block, 2050 + 50 * block)) - set(OPEN):
+    for seed in range(2000 + 50 * block, 2050 + 50 * block):
         found = run_seed(seed)
         assert not found.invariant, f"seed {seed}: {found.invariant}: {found.sentence}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", OPEN)
-def test_what_is_not_mended_is_still_found(seed: int) -> None:
-    assert run_seed(seed).invariant == OPEN[seed][0]

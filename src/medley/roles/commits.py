@@ -37,6 +37,8 @@ def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> N
         return
     verdict = _old_verdict(ctx, node, report)
     if verdict is not None:
+        if verdict.verdict == "drop":
+            ctx.roster.refuse(report.update)
         ctx.send(node, verdict)
         return
     ctx.unpin_everything_of(node)
@@ -69,6 +71,8 @@ def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | N
         return Outcome(job, generation, update, "committed", commit.number, "")
     if update in ctx.state.carried:
         return Outcome(job, generation, update, "carry", ctx.state.version, "told again")
+    if update in ctx.roster.refused:
+        return Outcome(job, generation, update, "drop", ctx.state.version, "it was refused before")
     held = ctx.ledger.leases
     if any(n not in held or held[n].node != node for n in report.leases):
         return Outcome(job, generation, update, "drop", ctx.state.version, "its leases are no longer this worker's")
@@ -217,6 +221,8 @@ def _abort(ctx: Context, update: UpdateId, carry: bool, reason: str) -> None:
     flight = ctx.roster.updates[update]
     ctx.persist(Aborted(update, flight.node, flight.report.leases, carry, reason))
     ctx.drop_update(update)
+    if not carry:
+        ctx.roster.refuse(update)
     verdict: Literal["carry", "drop"] = "carry" if carry else "drop"
     ctx.send(flight.node, Outcome(ctx.job, ctx.generation, update, verdict, ctx.state.version, reason))
     ctx.explain(f"updates of {flight.node}", f"{update} refused: {reason}" + ("; carried" if carry else ""))

@@ -92,6 +92,8 @@ def _compare_worker(ctx: Context, node: NodeId, status: WorkerStatus, fresh: boo
         return
     if fresh:
         ctx.roster.workers.setdefault(node, WorkerView(node))
+        for update in status.updates:  # it has them still: what was said of them was lost with its stream
+            ctx.roster.refused.pop(update, None)
     if status.phase not in ("wanting", "pulling"):
         ctx.unpin_everything_of(node)
     if status.phase in ("idle", "wanting") and node in ctx.roster.workers:

@@ -13,6 +13,7 @@ from medley.protocol.messages import Address, HeldUpdate, Route, UpdateReady
 from medley.protocol.records import ShardPlace
 
 Engine = tuple[NodeId, int]  # shard -1: the node's worker
+REFUSED_MAX = 1024  # verdicts that are remembered: far more than are ever on their way to honest workers
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class Roster:
     keys_number: int = 0  # of this run's newest list
     lists: KeyLists = field(default_factory=KeyLists)
     updates: dict[UpdateId, InFlight] = field(default_factory=dict)
+    refused: dict[UpdateId, None] = field(default_factory=dict)  # their workers were told to forget them
     staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
     whole: dict[UpdateId, None] = field(default_factory=dict)  # found complete and acceptable, as of `whole_at`
     whole_at: tuple[Version, list[ShardPlace]] | None = None
@@ -134,6 +136,12 @@ class Roster:
             return False
         known[engine] = held
         return True
+
+    def refuse(self, update: UpdateId) -> None:
+        """Its worker is told to forget it, so it can never be accepted: the newest refusals are remembered."""
+        self.refused[update] = None
+        if len(self.refused) > REFUSED_MAX:
+            del self.refused[next(iter(self.refused))]
 
     def drop(self, update: UpdateId) -> None:
         self.turnover += 1
