@@ -20,7 +20,13 @@ PROTO = Path("medley/protocol/medley.proto")
 PB2 = Path("medley/protocol/medley_pb2.py")
 SCALARS = {str: "string", bytes: "bytes", int: "sint64", float: "double", bool: "bool"}
 # Where each group's numbers begin in the envelope, so that a message appended to one group moves no other.
-GROUPS = ((16, messages.FromNode), (256, messages.ToWorker), (384, messages.ToShard), (512, messages.ToNode))
+GROUPS = (
+    (16, messages.FromNode),
+    (256, messages.ToWorker),
+    (384, messages.ToShard),
+    (640, messages.ToStage),
+    (512, messages.ToNode),
+)
 DOORS = (doors.JoinRequest, doors.JoinReply, doors.Question, doors.Answer)
 
 HEAD = """\

@@ -315,6 +315,15 @@ class AssignShard:
 
 
 @dataclass(frozen=True, slots=True)
+class AssignStage:
+    """Become (or stay) a pipeline stage of this serving; what to hold and compute the front end says (`pipeline`)."""
+
+    job: JobId
+    generation: Generation
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Routes:
     """Where the shards and the vault are now; sent again whenever it changes."""
 
@@ -487,5 +496,6 @@ FromNode = (
 )
 ToWorker = AssignWorker | Routes | Lease | Base | Outcome | Revoke | Evaluate | Leave
 ToShard = AssignShard | Peers | Relay | Commit | Drop | Pin | Unpin | WritePart | Leave
-ToNode = Welcome | Refused | Called | ToWorker | ToShard
+ToStage = AssignStage | Peers | Leave
+ToNode = Welcome | Refused | Called | ToWorker | ToShard | ToStage
 Message = FromNode | ToNode
