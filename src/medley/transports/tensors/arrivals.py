@@ -26,8 +26,8 @@ class Arrivals:
         self._revoked: set[bytes] = set()
 
     def link_of(self, route: bytes, head: zmq.Frame, frame: Frame, now: float) -> Link:
-        key = bytes.fromhex(str(head.get("User-Id"))) if self._authenticated else b""
         """The link a frame came over. `FrameError` when its key was revoked."""
+        key = bytes.fromhex(str(head.get("User-Id"))) if self._authenticated else b""
         link = self._links.get(route)
         if link is None or link.key != key or link.lost:
             if link is not None:
