@@ -279,15 +279,19 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
+    """`busy_ns`: for how long the present pass has been computed there; 0: nothing is."""
+
     generation: Generation
     number: int
     place: int
+    busy_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
     """Said once a second. `busy`: the part of it that was computed; `shadow_nbytes`: all that was copied away."""
 
+    node: NodeId
     generation: Generation
     loaded: tuple[int, ...]
     pass_s: float

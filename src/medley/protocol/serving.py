@@ -1,0 +1,236 @@
+"""Events and effects of the two roles that serve a model: `Stage` on each machine, `Front` beside the HTTP server.
+
+Closed unions, as for the other roles. A body is opaque to a role: bytes, a tensor, or whatever a simulation puts in its
+place; a role only passes it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from medley.protocol.ids import NodeId
+from medley.protocol.messages import Address
+from medley.protocol.pipeline import (
+    AskHeld,
+    Draw,
+    Load,
+    Measure,
+    Pass,
+    RequestId,
+    Shadow,
+    ToFront,
+    ToStage,
+    Unload,
+    Word,
+)
+
+Body = Any
+
+# -- both -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Send this word, and the bytes behind it, one way. A front's `body` of a `Pass` is a tuple of token ids."""
+
+    to: Address
+    word: Word
+    body: Body = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """A decision and its sentence."""
+
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A peer broke the contract; nothing changed."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by."""
+
+
+# -- a stage --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    word: ToStage
+    body: Body = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why the engine did not compute; nothing has changed there."""
+
+    request: RequestId
+    kind: Literal["gap", "room", "numbers", "bad"]
+    held: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What became of a `Compute`: hidden states for the next hop, or tokens, or a refusal."""
+
+    word: Pass
+    hidden: Body = None
+    draws: tuple[Draw, ...] = ()
+    refused: Refused | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Something for the front that the engine found out by itself: a load, a measurement, what is held."""
+
+    word: ToFront
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """Where the front listens, by word of the coordinator."""
+
+    front: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Open what the pass opens, free what it frees, run layers [first, end) over its rows. The answer is `Computed`."""
+
+    word: Pass
+    first: int
+    end: int
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Send KV of a request's positions [start, start + count) in layers [first, end) to a peer; count -1: all."""
+
+    request: RequestId
+    first: int
+    end: int
+    start: int
+    count: int
+    to: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    word: Shadow
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Free these requests."""
+
+    requests: tuple[RequestId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """Work that ends in a `Said`: loading (beside computing), unloading, measuring, counting what is held."""
+
+    word: Load | Unload | Measure | AskHeld
+
+
+StageEvent = Arrived | Computed | Said | Met | Tick
+StageEffect = Post | Compute | Export | Import | Forget | Do | Explain | Reject
+
+# -- a front --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One sequence to continue, as `engines.sampling.Sampling` draws it; `logprobs` -1: none.
+
+    `limit`: tokens at most (prompt and they fit the context); `ends`: tokens that end it; `draft`: speculation allowed.
+    """
+
+    request: RequestId
+    prompt: tuple[int, ...]
+    limit: int
+    ends: frozenset[int]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    choice: int = 0
+    logprobs: int = -1
+    draft: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Nobody listens to this request any more."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A stage said this. `node`: whose key it came with."""
+
+    node: NodeId
+    word: ToFront
+
+
+@dataclass(frozen=True, slots=True)
+class MachineUp:
+    """Its engine listens and everybody admits its key; a known machine with a new address starts anew."""
+
+    node: NodeId
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class MachineDown:
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A person wants this machine free: its layers and their KV move away first."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Tokens for the client, each once, in order. `finish` ends the request: an end token, or the limit."""
+
+    request: RequestId
+    draws: tuple[Draw, ...]
+    finish: Literal["", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The request ends without an answer."""
+
+    request: RequestId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """This machine's engine does not do its work: have it ended and started again."""
+
+    node: NodeId
+    reason: str
+
+
+FrontEvent = Asked | Gone | Heard | MachineUp | MachineDown | Drain | Tick
+FrontEffect = Post | Emit | Fail | Suspect | Explain | Reject

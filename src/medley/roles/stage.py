@@ -1,0 +1,247 @@
+"""A pipeline stage: which hops of which layout are this machine's, the passes that wait, who gets copies of their KV.
+
+Pure, like every role; one pass is computed at a time, in the order of arrival. A pass of an older generation is
+dropped, one of a newer is parked until its layout arrives. Leaves all else to the front: layouts, batches, deadlines.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from medley.protocol.ids import NodeId
+from medley.protocol.messages import Address
+from medley.protocol.pipeline import (
+    Alive,
+    AskHeld,
+    Drawn,
+    Free,
+    Layout,
+    Load,
+    Measure,
+    Pass,
+    Probe,
+    Refusal,
+    Replicate,
+    RequestId,
+    Row,
+    Shadow,
+    Unload,
+)
+from medley.protocol.serving import (
+    Arrived,
+    Body,
+    Compute,
+    Computed,
+    Do,
+    Export,
+    Forget,
+    Import,
+    Met,
+    Post,
+    Reject,
+    Said,
+    StageEffect,
+    StageEvent,
+    Tick,
+)
+
+QUEUE_MAX = 256  # passes that wait here; a front has far fewer in flight
+PARKED_MAX = 64
+FREED_MAX = 4096  # request ids whose late copies are not taken any more
+
+NOWHERE = Address("", "")
+NOBODY = Layout(0, (), NOWHERE, "bf16")
+
+
+@dataclass(slots=True)
+class Copy:
+    """KV of some layers that another machine gets, and up to which position of each request it was sent."""
+
+    wanted: Replicate
+    sent: dict[RequestId, int] = field(default_factory=dict)
+
+
+class Stage:
+    """`handle` is called on one thread; `layout` is replaced whole, so that others may read it at any time."""
+
+    def __init__(self, node: NodeId) -> None:
+        self.node = node
+        self.layout = NOBODY
+        self.computing: Pass | None = None
+        self.front = NOWHERE
+        self._queue: deque[tuple[Pass, Body, int]] = deque()  # with the time of arrival
+        self._parked: deque[tuple[Pass, Body]] = deque()
+        self._copies: dict[tuple[NodeId, int, int], Copy] = {}
+        self._requests: set[RequestId] = set()
+        self._freed: dict[RequestId, None] = {}
+        self._arrived_ns = 0
+
+    @property
+    def queue(self) -> int:
+        return len(self._queue)
+
+    @property
+    def requests(self) -> int:
+        return len(self._requests)
+
+    def handle(self, event: StageEvent, now_ns: int) -> list[StageEffect]:
+        match event:
+            case Arrived(word, body):
+                return self._arrived(word, body, now_ns)
+            case Computed():
+                return [*self._computed(event, now_ns), *self._next()]
+            case Said(word):
+                return [Post(self.front, word)] if self.front.endpoint else []
+            case Met(front):
+                self.front = front
+                return []
+            case Tick():
+                return []
+            case _:
+                assert_never(event)
+
+    # -- words ------------------------------------------------------------------------------------------------------
+
+    def _arrived(self, word: object, body: Body, now_ns: int) -> list[StageEffect]:
+        match word:
+            case Pass():
+                return self._pass(word, body, now_ns)
+            case Layout():
+                return self._laid_out(word, now_ns)
+            case Load() | Unload() | Measure() | AskHeld():
+                return [Do(word)]
+            case Replicate():
+                return self._replicate(word)
+            case Free(requests):
+                return self._free(requests)
+            case Shadow():
+                return self._shadow(word, body)
+            case Probe():
+                return list(probed(self.layout, word, self._busy_ns(now_ns)))
+            case _:
+                return [Reject("a peer", f"{type(word).__name__} is not for a stage")]
+
+    def _laid_out(self, word: Layout, now_ns: int) -> list[StageEffect]:
+        if word.generation <= self.layout.generation:
+            return []
+        self.layout, self.front = word, word.front
+        self._queue.clear()
+        parked, self._parked = self._parked, deque()
+        return [effect for early, body in parked for effect in self._pass(early, body, now_ns)]
+
+    def _pass(self, word: Pass, body: Body, now_ns: int) -> list[StageEffect]:
+        if word.generation < self.layout.generation:
+            return []
+        if word.generation > self.layout.generation:
+            if len(self._parked) < PARKED_MAX:
+                self._parked.append((word, body))
+            return []
+        if word.place >= len(self.layout.hops) or len(self._queue) >= QUEUE_MAX:
+            return [Reject("a peer", f"a pass for hop {word.place}, with {len(self._queue)} waiting")]
+        self._queue.append((word, body, now_ns))
+        return self._next()
+
+    def _next(self) -> list[StageEffect]:
+        if self.computing is not None or not self._queue:
+            return []
+        word, body, self._arrived_ns = self._queue.popleft()
+        self.computing = word
+        self._forget(word.frees)
+        self._requests.update(opening.request for opening in word.opens)
+        hop = self.layout.hops[word.place]
+        return [Compute(word, hop.first, hop.end, body)]
+
+    def _busy_ns(self, now_ns: int) -> int:
+        return now_ns - self._arrived_ns if self.computing is not None else 0
+
+    # -- what was computed ------------------------------------------------------------------------------------------
+
+    def _computed(self, event: Computed, now_ns: int) -> list[StageEffect]:
+        word, self.computing = event.word, None
+        if word.generation != self.layout.generation:
+            return []
+        refused = event.refused
+        if refused is not None:
+            said = Refusal(
+                word.generation, word.batch, word.place, refused.request, refused.kind, refused.held, refused.reason
+            )
+            return [Post(self.front, said)]
+        spent = (*word.spent_ns, now_ns - self._arrived_ns)
+        out = self._on(word, event, spent, now_ns)
+        return [*out, *self._copied(word)]
+
+    def _on(self, word: Pass, event: Computed, spent: tuple[int, ...], now_ns: int) -> list[StageEffect]:
+        """To the front from the last hop; else to the next one, which may be on this machine too."""
+        place = word.place + 1
+        if place == len(self.layout.hops):
+            return [Post(self.front, Drawn(word.generation, word.batch, event.draws, spent))]
+        onward = Pass(
+            word.generation, word.batch, place, word.rows, word.opens, word.frees, self.layout.wire, word.width, spent
+        )
+        following = self.layout.hops[place]
+        if following.node == self.node:
+            self._queue.append((onward, event.hidden, now_ns))
+            return []
+        return [Post(following.address, onward, event.hidden)]
+
+    # -- copies -----------------------------------------------------------------------------------------------------
+
+    def _replicate(self, word: Replicate) -> list[StageEffect]:
+        """Everything held so far at once, whatever comes after each pass."""
+        if not word.node:
+            for key in [key for key in self._copies if key[1:] == (word.first, word.end)]:
+                del self._copies[key]
+            return []
+        self._copies[word.node, word.first, word.end] = Copy(word)
+        return [Export(r, word.first, word.end, 0, -1, word.address) for r in sorted(self._requests)]
+
+    def _copied(self, word: Pass) -> list[StageEffect]:
+        hop = self.layout.hops[word.place]
+        out: list[StageEffect] = []
+        for copy in self._copies.values():
+            first, end = max(hop.first, copy.wanted.first), min(hop.end, copy.wanted.end)
+            if first < end:
+                out += [self._behind(copy, row, first, end) for row in word.rows]
+        return out
+
+    def _behind(self, copy: Copy, row: Row, first: int, end: int) -> Export:
+        """From where the copy ends, if a pass in between was not told of."""
+        start = min(row.start, copy.sent.get(row.request, row.start))
+        copy.sent[row.request] = row.start + row.count
+        return Export(row.request, first, end, start, row.start + row.count - start, copy.wanted.address)
+
+    def _shadow(self, word: Shadow, body: Body) -> list[StageEffect]:
+        if word.request in self._freed:
+            return []
+        self._requests.add(word.request)
+        return [Import(word, body)]
+
+    def _free(self, requests: tuple[RequestId, ...]) -> list[StageEffect]:
+        self._forget(requests)
+        return [Forget(requests)]
+
+    def _forget(self, requests: tuple[RequestId, ...]) -> None:
+        self._requests.difference_update(requests)
+        for copy in self._copies.values():
+            for request in requests:
+                copy.sent.pop(request, None)
+        self._freed.update(dict.fromkeys(requests))
+        while len(self._freed) > FREED_MAX:
+            del self._freed[next(iter(self._freed))]
+
+
+def probed(layout: Layout, probe: Probe, busy_ns: int) -> tuple[Post, ...]:
+    """What a probe's arrival leads to; for any thread, since a computation may take longer than a probe may wait."""
+    if probe.generation != layout.generation or not probe.place < len(layout.hops):
+        return ()
+    answers = [Post(layout.front, Alive(probe.generation, probe.number, probe.place, busy_ns))]
+    place = probe.place + 1
+    here = layout.hops[probe.place].node
+    while place < len(layout.hops) and layout.hops[place].node == here:
+        answers.append(Post(layout.front, Alive(probe.generation, probe.number, place, busy_ns)))
+        place += 1
+    if place < len(layout.hops):
+        answers.append(Post(layout.hops[place].address, Probe(probe.generation, probe.number, place)))
+    return tuple(answers)
