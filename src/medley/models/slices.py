@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medley.models.presets import Preset
-from medley.models.weightfiles import WeightFiles, read_tensor
+from medley.models.weightfiles import Tensors
 from medley.protocol.errors import UserError, first_line
 
 # Where the decoder lies inside the causal model, and what its last norm is called.
@@ -148,7 +148,7 @@ def config_of_preset(shape: Preset) -> Any:
 
 
 def load_slice(
-    weights: WeightFiles,
+    weights: Tensors,
     config: Any,
     span: Span,
     dtype: torch.dtype,
@@ -256,7 +256,7 @@ def _parameters(part: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     return [(m, key, p) for m in part.modules() for key, p in m._parameters.items() if p is not None]
 
 
-def _fill(part: nn.Module, prefix: str, weights: WeightFiles, dtype: torch.dtype) -> None:
+def _fill(part: nn.Module, prefix: str, weights: Tensors, dtype: torch.dtype) -> None:
     for path, module in part.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
@@ -264,7 +264,7 @@ def _fill(part: nn.Module, prefix: str, weights: WeightFiles, dtype: torch.dtype
                 module._parameters[key] = _read(weights, name, parameter.shape, dtype)
 
 
-def _fill_tied(sliced: SlicedModel, weights: WeightFiles, dtype: torch.dtype) -> None:
+def _fill_tied(sliced: SlicedModel, weights: Tensors, dtype: torch.dtype) -> None:
     """The head is the embedding: the same storage where both are here, else the matrix read once more."""
     head: Any = sliced.lm_head
     if sliced.embed_tokens is not None:
@@ -274,11 +274,11 @@ def _fill_tied(sliced: SlicedModel, weights: WeightFiles, dtype: torch.dtype) ->
     head._parameters["weight"] = _read(weights, f"{base}.embed_tokens.weight", head.weight.shape, dtype)
 
 
-def _read(weights: WeightFiles, name: str, shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
+def _read(weights: Tensors, name: str, shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
     # Checkpoints of a bare decoder (OPT's of old, some fine-tunes) lack the outermost "model.".
-    located = weights.find(name, name.removeprefix("model."))
-    if located.shape != tuple(shape):
-        raise UserError(f"tensor '{name}' has the shape {list(located.shape)}, the configuration wants {list(shape)}")
-    if not located.dtype.is_floating_point:
-        raise UserError(f"tensor '{name}' is of {located.dtype}; weights quantised by others are not loaded yet")
-    return nn.Parameter(read_tensor(located, dtype), requires_grad=False)
+    stored = weights.find(name, name.removeprefix("model."))
+    if stored.shape != tuple(shape):
+        raise UserError(f"tensor '{name}' has the shape {list(stored.shape)}, the configuration wants {list(shape)}")
+    if not stored.dtype.is_floating_point:
+        raise UserError(f"tensor '{name}' is of {stored.dtype}; weights quantised by others are not loaded yet")
+    return nn.Parameter(weights.read(stored, dtype), requires_grad=False)

@@ -4,15 +4,18 @@ an index.
 Promises: nothing but the wanted bytes is read (and, of a checkpoint whose files come from elsewhere, nothing but the
 files that hold them); every header is checked before it is believed: its size, known types, sizes that follow from
 shapes, tensors that cover the file without gap or overlap; an index cannot name a file outside the checkpoint.
+Whoever builds a model from tensors asks for no more than `Tensors`, which others offer too (from another machine, or
+drawn at random).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import torch
@@ -43,14 +46,39 @@ Files = Callable[[str], Path]  # where a file of the checkpoint is; fetches it, 
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """A tensor: bytes [offset, offset + nbytes) of a file."""
+class Stored:
+    """A tensor as it is stored, by the name under which it was found."""
 
-    path: Path
+    name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Tensors(Protocol):
+    """Where weights come from. Both raise UserError; either may be called from any thread, one call at a time."""
+
+    def find(self, *names: str) -> Stored:
+        """The tensor under the first of these names that exists."""
+
+    def read(self, stored: Stored, dtype: torch.dtype) -> Tensor:
+        """What `find` found, in `dtype`, on the CPU, in memory of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A tensor of a file: bytes [offset, offset + nbytes)."""
+
+    stored: Stored
+    path: Path
     offset: int
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
 
 
 class _Index(msgspec.Struct):
@@ -83,11 +111,21 @@ class WeightFiles:
             raise UserError(f"there are no weights in safetensors format: neither {SINGLE} nor {INDEX}")
         return cls(files, read_index(index))
 
-    def find(self, *names: str) -> Located:
-        """The tensor under the first of these names that exists. Raises UserError where none does."""
+    def find(self, *names: str) -> Stored:
+        """As `Tensors` says. Raises UserError where there is no tensor of these names."""
         name = next((one for one in names if one in self.holders), "")
         if not name:
             raise UserError(f"the weights are incomplete: there is no tensor '{names[0]}'")
+        return self.locate(name).stored
+
+    def read(self, stored: Stored, dtype: torch.dtype) -> Tensor:
+        """As `Tensors` says; at most one more copy, in the file's format, exists meanwhile."""
+        return read_tensor(self.locate(stored.name), dtype)
+
+    def locate(self, name: str) -> Located:
+        """Where the bytes of this tensor lie. Raises UserError."""
+        if name not in self.holders:
+            raise UserError(f"the weights are incomplete: there is no tensor '{name}'")
         file = self.holders[name]
         if file not in self._headers:
             path = _existing(self.files, file)
@@ -106,7 +144,7 @@ def directory_files(directory: Path) -> Files:
 
 def read_tensor(located: Located, dtype: torch.dtype) -> Tensor:
     """The tensor in `dtype`, on the CPU, in memory of its own; at most one more copy, in the file's format, exists."""
-    held = torch.empty(located.shape, dtype=located.dtype)
+    held = torch.empty(located.stored.shape, dtype=located.stored.dtype)
     view = held.reshape(-1).view(torch.uint8).numpy().data
     with open(located.path, "rb", buffering=0) as file:
         file.seek(located.offset)
@@ -168,7 +206,7 @@ def _covering(path: Path, entries: dict[str, _Entry], data: int, nbytes: int) ->
         size = _nbytes(name, entry)
         if begin != position or end - begin != size:
             raise ValueError(f"tensor '{name[:100]}' should take {size} bytes from {position}, claims {begin} to {end}")
-        found[name] = Located(path, DTYPES[entry.dtype], tuple(entry.shape), data + begin, size)
+        found[name] = Located(Stored(name, DTYPES[entry.dtype], tuple(entry.shape)), path, data + begin)
         position = end
     if data + position != nbytes:
         raise ValueError(f"its tensors end at byte {data + position}, the file at {nbytes}")
