@@ -156,12 +156,14 @@ class Pins(Watcher):
 
     def _still_needed(self, world: World) -> None:
         """What was unpinned in this step may have been pinned again, or taken from who was to pull it; a part under way
-        needs its version.
+        needs its version. Nobody pulls from a machine that is not the primary any more.
         """
         for job, pins in self.jobs.items():
             run = world.run_of(job)
             saving = run.ctx.saving if run is not None else None
             for node, shard, version in pins.unpinned:
+                if pins.primaries.get(shard) != node:
+                    continue
                 again = version in pins.pinned.get((node, shard), ())
                 waiting = [n for n, v in pins.pulling.items() if v == version]
                 if waiting and not again:
