@@ -29,6 +29,13 @@ def at_machine(node: Node) -> Iterator[str]:
             yield "shard ready" if role.engine == "ready" else "shard loading"
 
 
+def everywhere(world: World) -> Iterator[str]:
+    """At the coordinator and at all machines."""
+    yield from at_coordinator(world)
+    for node in world.nodes.values():
+        yield from at_machine(node)
+
+
 def at_coordinator(world: World) -> Iterator[str]:
     """What its runs are at; nothing while it is dead."""
     if world.coordinator is not None:

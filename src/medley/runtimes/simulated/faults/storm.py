@@ -2,7 +2,8 @@
 
 A seed switches about half of the faults off and draws how often the others strike (swarm testing: a fault that is
 always there hides bugs that need its absence). It also picks one boundary of the commit protocol at which the
-coordinator dies for sure, since a rare one would hardly ever be met by chance.
+coordinator dies for sure, and some of the strikes wait for a moment that lasts shortly, since what is rare would
+hardly ever be met by chance.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from medley.protocol import messages as m
 from medley.runtimes.simulated.checkers import Book, Violation, everything
 from medley.runtimes.simulated.checkers.data import finished
 from medley.runtimes.simulated.drawing import draw_setup
-from medley.runtimes.simulated.faults import BY_CHANCE, FAULTS
-from medley.runtimes.simulated.kernel import S
+from medley.runtimes.simulated.faults import BY_CHANCE, FAULTS, doing
+from medley.runtimes.simulated.kernel import MS, S
 from medley.runtimes.simulated.seeds import Seed
 from medley.runtimes.simulated.stream import Parcel, Stream
 from medley.runtimes.simulated.world import World
@@ -41,7 +42,16 @@ SELDOM = {
     "Snapshot",
     "Relay",
     "Drop",
+    "Evaluate",
+    "Evaluated",
+    "EngineDown",
 }
+GOLDEN = 0.6180339887498949  # its multiples leave the most even gaps: neighbouring seeds share the boundaries evenly
+    0.6180339887498949  # its multiples leave the most even gaps: seeds that follow each other share boundaries evenly
+)
+BRIEF = {"worker measuring", "worker computing", "seal under way", "measurement under way", "finishing"}
+AIMED = 0.4  # so many of the strikes that should meet a brief moment wait for one ...
+AIM_NS, AIMS = 20 * MS, 100  # ... looking so often, so many times
 SURE_TIMES = 2  # how often the picked boundary is met
 Strike = Callable[["Storm", Random], Iterable[str]]
 Meddler = Callable[[Stream, bool, m.Message, Sequence[Parcel]], Sequence[Parcel] | None]
@@ -60,6 +70,8 @@ class Storm:
         self.rates = self._draw() if chosen is None else chosen
         self.chances = {name: self.rates[f] * factor for name, (f, factor) in BY_CHANCE.items() if f in self.rates}
         self.sure: dict[tuple[str, str], int] = self._sure() if chosen is None else {}
+        self.aims = chosen is None
+        self.aim = ""  # what a machine that is struck now should be at
         for name, rate in self.rates.items():
             if (arm := FAULTS[name].arm) is not None:
                 arm(self, rate)
@@ -79,13 +91,12 @@ class Storm:
         return drawn
 
     def _sure(self) -> dict[tuple[str, str], int]:
-        random = self.random("sure")
         boundaries: list[tuple[str, str]] = []
         for fault in FAULTS.values():
             for chance in fault.chances:
                 for operation in fault.meets:
                     boundaries += [(chance, operation)] * (RARE if operation.split()[-1] in SELDOM else 1)
-        return {random.choice(boundaries): SURE_TIMES}
+        return {boundaries[int(self.world.kernel.seed * GOLDEN % 1.0 * len(boundaries))]: SURE_TIMES}
 
     # -- what faults use ----------------------------------------------------------------------------------------
 
@@ -99,15 +110,29 @@ class Storm:
     def often(self, name: str, per_minute: float, strike: Strike) -> None:
         """Strike at random moments, so often on average, until the calm."""
         random, mean_ns = self.random(name), 60 * S / per_minute
+        brief = [moment for moment in FAULTS[name].meets if moment in BRIEF] if self.aims else []
 
         def again() -> None:
-            if self.calm:
-                return
+            aimed = bool(brief) and random.random() < AIMED
+            self._await(random.choice(brief) if aimed else "", AIMS, hit)
+
+        def hit() -> None:
             for operation in sorted(set(strike(self, random))):
                 self.strike(name, operation)
             self.world.kernel.after(int(random.expovariate(1 / mean_ns)), again)
 
         self.world.kernel.after(int(random.expovariate(1 / mean_ns)), again)
+
+    def _await(self, moment: str, looks: int, then: Callable[[], None]) -> None:
+        """Do this when somebody is at this moment, or when it has been looked for often enough."""
+        if self.calm:
+            return
+        if moment and looks and moment not in doing.everywhere(self.world):
+            self.world.kernel.after(AIM_NS, self._await, moment, looks - 1, then)
+            return
+        self.aim = moment
+        then()
+        self.aim = ""
 
     def later(self, delay_ns: int, call: Callable[..., None], *args: Any, **named: Any) -> None:
         """Do this then, if the storm still lasts; the calm undoes everything by itself."""
@@ -120,7 +145,8 @@ class Storm:
 
     def some_node(self, random: Random) -> Node:
         nodes = self.world.nodes
-        return nodes[random.choice(sorted(nodes))]
+        at = [name for name in sorted(nodes) if self.aim and self.aim in doing.at_machine(nodes[name])]
+        return nodes[random.choice(at or sorted(nodes))]
 
     def back(self, node: Node) -> None:
         """A machine starts again, unless it was lost for good meanwhile."""
