@@ -47,8 +47,6 @@ SELDOM = {
     "EngineDown",
 }
 GOLDEN = 0.6180339887498949  # its multiples leave the most even gaps: neighbouring seeds share the boundaries evenly
-    0.6180339887498949  # its multiples leave the most even gaps: seeds that follow each other share boundaries evenly
-)
 BRIEF = {"worker measuring", "worker computing", "seal under way", "measurement under way", "finishing"}
 AIMED = 0.4  # so many of the strikes that should meet a brief moment wait for one ...
 AIM_NS, AIMS = 20 * MS, 100  # ... looking so often, so many times
