@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from medley.protocol.ids import Generation, JobId, LeaseId, UpdateId, Version
+from medley.protocol.ids import Generation, JobId, LeaseId, NodeId, UpdateId, Version
 from medley.protocol.messages import Address, Member, PartWritten, Route, Span
 
 # -- to a worker's engine -----------------------------------------------------------------------------------------
@@ -177,6 +177,22 @@ class WriteVersion:
 
     generation: Generation
     version: Version
+
+
+# -- to a pipeline stage's engine ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStage:
+    """Bind the tensor socket, and do what a serving's front posts there, as `node`; `threads` 0 lets torch choose.
+
+    `SetPeers` names the front's plane as `vault`: weights are asked for there.
+    """
+
+    job: JobId
+    generation: Generation
+    node: NodeId
+    threads: int
 
 
 # -- to the coordinator's own children ----------------------------------------------------------------------------
@@ -349,7 +365,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The process is alive and has done this much; every child says so once a second, from its first moment."""
+    """The process is alive and has done this much; every child says so once a second, a stage's more often."""
 
     done: int
 
@@ -377,11 +393,13 @@ WorkerCommand = (
     | Measure
 )
 ShardCommand = OpenShard | LoadShard | SetPeers | SetRelay | Apply | Discard | PinVersion | UnpinVersion | WriteVersion
+StageCommand = OpenStage | SetPeers
 VaultCommand = OpenVault | SetPeers | SealCheckpoint
-Command = WorkerCommand | ShardCommand | VaultCommand | PrepareJob | ExportJob
+Command = WorkerCommand | ShardCommand | StageCommand | VaultCommand | PrepareJob | ExportJob
 WorkerReport = Opened | Loaded | Pulled | Computed | Pushed | Measured | Failed | Progress | EngineExited
 ShardReport = (
     Opened | Loaded | PartArrived | AppliedVersion | PeersKnown | WroteVersion | Failed | Progress | EngineExited
 )
+StageReport = Opened | PeersKnown | Progress | EngineExited
 VaultReport = Opened | PeersKnown | Sealed | Failed | JobPrepared | Exported | Progress | EngineExited
-Report = WorkerReport | ShardReport | VaultReport
+Report = WorkerReport | ShardReport | StageReport | VaultReport

@@ -36,7 +36,7 @@ class Causes:
 
 def _asked(command: e.Command) -> tuple[str, object] | None:
     match command:
-        case e.OpenWorker() | e.OpenShard():
+        case e.OpenWorker() | e.OpenShard() | e.OpenStage():
             return "open", ""
         case e.LoadWorker() | e.LoadShard():
             return "load", ""

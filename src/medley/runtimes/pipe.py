@@ -42,11 +42,12 @@ async def read_frame(stream: asyncio.StreamReader) -> bytes | None:
 class ChildLink:
     """The child's end. Commands arrive in a queue of the event loop; when the parent is gone, so is the process.
 
-    Every second the loop says that it turns; `done` goes along, for whoever counts something.
+    Every `beat_s` seconds the loop says that it turns; `done` goes along, for whoever counts something.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beat_s: float = PROGRESS_S) -> None:
         self.done = 0
+        self._beat_s = beat_s
         self._loop = asyncio.get_running_loop()
         self.commands: asyncio.Queue[Any] = asyncio.Queue()
         self._lock = threading.Lock()
@@ -59,7 +60,7 @@ class ChildLink:
 
     def _beat(self) -> None:
         self.send(Progress(self.done))
-        self._loop.call_later(PROGRESS_S, self._beat)
+        self._loop.call_later(self._beat_s, self._beat)
 
     def send(self, report: Report) -> None:
         """Safe from any thread."""
