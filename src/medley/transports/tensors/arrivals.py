@@ -27,7 +27,7 @@ class Arrivals:
 
     def link_of(self, route: bytes, head: zmq.Frame, frame: Frame, now: float) -> Link:
         """The link a frame came over. `FrameError` when its key was revoked."""
-        key = bytes.fromhex(str(head.get("User-Id"))) if self._authenticated else b""
+        key = self._key_of(head)
         link = self._links.get(route)
         if link is None or link.key != key or link.lost:
             if link is not None:
@@ -39,6 +39,13 @@ class Arrivals:
             link.refuse(frame.transfer, "this key was revoked")
             raise FrameError("a frame from a revoked key")
         return link
+
+    def poster(self, head: zmq.Frame) -> bytes:
+        """Whose post this is. `FrameError` when its key was revoked."""
+        key = self._key_of(head)
+        if key in self._revoked:
+            raise FrameError("a post from a revoked key")
+        return key
 
     def unknown(self, link: Link, frame: Frame, body: bytes, now: float) -> None:
         """A frame of no transfer we know: it opens one, or is counted. `FrameError` for a bad header."""
@@ -82,6 +89,9 @@ class Arrivals:
             self._lose(link, now)
         for reception in list(self._receptions.values()):
             reception.drop()
+
+    def _key_of(self, head: zmq.Frame) -> bytes:
+        return bytes.fromhex(str(head.get("User-Id"))) if self._authenticated else b""
 
     def _open(self, link: Link, frame: Frame, header: Header, now: float) -> None:
         limits = self._limits

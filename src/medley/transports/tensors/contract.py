@@ -50,6 +50,10 @@ class Limits:
     heartbeat_s: float = 2.0
     silence_s: float = 30.0  # a connection without any frame for this long is dead
     resends: int = 8  # damaged chunks asked for again, per transfer
+    post_nbytes: int = 4 * MIB  # largest post sent or taken; a pipeline of wide models needs more
+    posts: int = 1024  # that wait for one peer
+    posts_nbytes: int = 64 * MIB  # of them, and of the large ones that ZeroMQ still holds
+    post_wait_s: float = 10.0  # posts to a peer that cannot be reached for longer than this are dropped
 
 
 @dataclass(frozen=True, slots=True)

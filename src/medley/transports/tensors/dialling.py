@@ -1,4 +1,4 @@
-"""Connections that we open, and the calls that use them: dialling, noticing loss, dialling again, giving up."""
+"""Connections that we open, and the calls and posts on them: dialling, noticing loss, dialling again, giving up."""
 
 from __future__ import annotations
 
@@ -11,15 +11,28 @@ from medley.transports.tensors.contract import Peer, Refused
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.links import IDLE_LINK_S, Dialled, dial
 from medley.transports.tensors.outbound import Attempt, Call
+from medley.transports.tensors.posts import Posts
 from medley.transports.tensors.transfers import Host
 from medley.transports.tensors.ways import Choice, Way, Ways
 
 
 class Dialling:
-    """One connection a peer, any number of calls on it. Lives on the I/O thread."""
+    """One connection a peer, any number of calls and posts on it. Lives on the I/O thread.
 
-    def __init__(self, host: Host, context: zmq.Context[zmq.Socket[bytes]], identity: Curve | None, ways: Ways) -> None:
+    `lost` is told of peers whose connection broke, never of one that was hung up for nobody needed it.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        context: zmq.Context[zmq.Socket[bytes]],
+        identity: Curve | None,
+        ways: Ways,
+        posts: Posts,
+        lost: Callable[[Peer], None],
+    ) -> None:
         self._host, self._context, self._identity = host, context, identity
+        self._posts, self._lost = posts, lost
         self._choice = Choice(ways)
         self._dialled: dict[Peer, Dialled] = {}
         self._probes: dict[Peer, Dialled] = {}  # direct connections beside relayed ones, to see whether they stand
@@ -66,10 +79,36 @@ class Dialling:
                 self._next_transfer += 1
                 call.begin(self._next_transfer, now)
 
+    def connected(self, peer: Peer) -> bool:
+        """Whether a connection to the peer stands. Any thread may ask."""
+        dialled = self._dialled.get(peer)
+        return dialled is not None and dialled.up
+
+    def pump(self, now: float) -> bool:
+        """Send what is posted, opening connections where none are; whether some could not be sent for now."""
+        blocked = False
+        for peer in self._posts.waiting():
+            if peer.public_key in self._revoked:
+                self._posts.drop(peer)
+                continue
+            try:
+                dialled = self._dial(peer, now)
+            except zmq.ZMQError:  # no socket can be had
+                self._posts.drop(peer)
+                continue
+            if dialled.up:
+                dialled.posted_at = now
+                blocked |= not self._posts.send(peer, dialled.link.socket)
+            else:
+                self._posts.unreachable(peer, now)
+        return blocked
+
     def tick(self, now: float) -> None:
         for call in list(self._calls):
             call.tick(now)
         used = {call.attempt.dialled.peer for call in self._calls if not call.attempt.finished}
+        used.update(self._posts.waiting())
+        self._posts.forget(lambda peer: peer not in self._dialled)
         for peer, dialled in list(self._dialled.items()):
             self._tick_connection(dialled, peer in used, now)
 
@@ -120,7 +159,7 @@ class Dialling:
                 dialled.why = "it does not answer"
                 self._stands(dialled, now)
             case zmq.EVENT_DISCONNECTED:
-                self._lose(dialled, now)
+                self._broken(dialled, now)
                 dialled.why = "the connection is lost and does not come back"
             case _:
                 dialled.failures += 1
@@ -136,6 +175,11 @@ class Dialling:
             relayed = self._dialled[dialled.peer]
             self._lose(relayed, now)
             self._replace(relayed, self._probes.pop(dialled.peer))
+
+    def _broken(self, dialled: Dialled, now: float) -> None:
+        if dialled.up and self._dialled.get(dialled.peer) is dialled:
+            self._lost(dialled.peer)
+        self._lose(dialled, now)
 
     def _lose(self, dialled: Dialled, now: float) -> None:
         if dialled.up:
@@ -156,8 +200,8 @@ class Dialling:
             self._turn(dialled, other, now)
         elif dialled.remake_at is not None and now >= dialled.remake_at and not dialled.up:
             self._remake(dialled, now)
-        elif dead or (not used and silence_s > IDLE_LINK_S):
-            self._lose(dialled, now)
+        elif dead or (not used and min(silence_s, now - dialled.posted_at) > IDLE_LINK_S):
+            (self._broken if dead else self._lose)(dialled, now)
             if used:
                 self._remake(dialled, now)
             else:

@@ -1,13 +1,12 @@
 """The I/O thread of one plane: it alone touches the sockets, and it never raises for what a peer sends.
 
 A dedicated thread with a plain poller, because it is the fastest design and the same on every operating
-system (the asyncio loop of Windows cannot watch a ZeroMQ socket). The event loop reaches it through `post`;
+system (the asyncio loop of Windows cannot watch a ZeroMQ socket). Other threads reach it through `soon` and `post`;
 it reaches the event loop through the two calls it was given (`ask`, `tell`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import Counter, deque
@@ -23,6 +22,7 @@ from medley.transports.tensors.curve import ZAP_ENDPOINT, Curve, zap_answer
 from medley.transports.tensors.dialling import Dialling
 from medley.transports.tensors.links import Link, bound
 from medley.transports.tensors.outbound import Attempt, Call
+from medley.transports.tensors.posts import Lost, Postbox, Posted, Posts
 from medley.transports.tensors.refusals import Refusals
 from medley.transports.tensors.transfers import Host, Transfer
 from medley.transports.tensors.ways import Ways
@@ -43,7 +43,7 @@ Ask = Callable[[Callable[[], Awaitable[Any]], Callable[[Any], None]], None]
 
 
 class Engine:
-    """Sockets and thread of one plane. All but `bind`, `start`, `post`, `stop` and `join` runs on the I/O thread."""
+    """Sockets and thread of one plane. What is not said to be for others runs on the I/O thread."""
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class Engine:
         allow: Callable[[bytes], bool] | None,
         limits: Limits,
         handler: Keeper,
+        posted: Posted | None,
+        lost: Lost | None,
         ways: Ways,
         ask: Ask,
         tell: Callable[[Callable[[], None]], None],
@@ -61,6 +63,9 @@ class Engine:
         self.counters: Counter[str] = Counter()
         self._identity, self._allow, self._limits, self._handler = identity, allow, limits, handler
         self._ways = ways
+        self._posts = Posts(limits, self.counters)
+        self._postbox = Postbox(limits, self.counters, posted, lost)
+        self._blocked = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dirty: dict[Transfer, None] = {}
         self._load: Counter[str] = Counter()
@@ -70,6 +75,7 @@ class Engine:
         self._commands: deque[Callable[[float], None]] = deque()
         self._revoked: set[bytes] = set()
         self._wake_lock = threading.Lock()
+        self._woken = False
         self._tell, self._ended, self._clock = tell, ended, clock
         self._running = True
         self._next_tick = 0.0
@@ -92,7 +98,9 @@ class Engine:
         self._refusals = Refusals(self._router, self.counters)
         self._router.bind(endpoint)
         self._arrivals = Arrivals(self._host, self._handler, self._router, self._identity is not None)
-        self._dialling = Dialling(self._host, self._context, self._identity, self._ways)
+        self._dialling = Dialling(
+            self._host, self._context, self._identity, self._ways, self._posts, self._postbox.lost
+        )
         self._wake_out, self._wake_in = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._wake_in.bind("inproc://wake")
         self._wake_out.connect("inproc://wake")
@@ -105,21 +113,39 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def post(self, command: Callable[[float], None]) -> None:
-        """Have `command(now)` run on the I/O thread soon. Only the event loop's thread may call this."""
+    # -- called on any thread ----------------------------------------------------------------------
+
+    def soon(self, command: Callable[[float], None]) -> None:
+        """Have `command(now)` run on the I/O thread soon."""
         self._commands.append(command)
+        self._wake()
+
+    def post(self, peer: Peer, payload: bytes) -> bool:
+        """Have the payload sent soon. False: there is no room for it, or the engine has ended."""
+        if not self._running or not self._posts.queue(peer, payload):
+            return False
+        self._wake()
+        return True
+
+    def connected(self, peer: Peer) -> bool:
+        return self._dialling.connected(peer)
+
+    def backlog(self, peer: Peer) -> int:
+        return self._posts.backlog(peer)
+
+    def _wake(self) -> None:
+        """What was appended before this is seen: the thread forgets the wake-up before it looks at its queues."""
         with self._wake_lock:
-            if self._running:
-                # Again means that enough wake-ups are under way already
-                with contextlib.suppress(zmq.Again):
-                    self._wake_out.send(b"", zmq.DONTWAIT)
+            if self._running and not self._woken:
+                self._woken = True
+                self._wake_out.send(b"", zmq.DONTWAIT)
 
     @property
     def running(self) -> bool:
         return self._running
 
     def stop(self) -> None:
-        self.post(self._stop)
+        self.soon(self._stop)
 
     def join(self) -> None:
         self._thread.join()
@@ -171,6 +197,7 @@ class Engine:
             self._drain_wake()
         while self._commands:
             self._commands.popleft()(now)
+        self._blocked = self._dialling.pump(now)
         if self._zap is not None and self._zap in ready:
             self._answer_zap()
         if self._refusals.monitor in ready:
@@ -194,7 +221,7 @@ class Engine:
             sockets.append(self._zap)
         for dialled in self._dialling.connections():
             sockets += (dialled.monitor, dialled.link.socket)
-        timeout_s = BLOCKED_TICK_S if self._dirty else max(0.0, self._next_tick - self._clock())
+        timeout_s = BLOCKED_TICK_S if self._dirty or self._blocked else max(0.0, self._next_tick - self._clock())
         ready = zmq.zmq_poll([(socket, zmq.POLLIN) for socket in sockets], int(timeout_s * 1000) + 1)
         return {socket for socket, _ in ready}  # type: ignore[misc]
 
@@ -203,7 +230,7 @@ class Engine:
             while True:
                 self._wake_in.recv(zmq.DONTWAIT)
         except zmq.Again:
-            return
+            self._woken = False
 
     def _mark(self, transfer: Transfer) -> None:
         self._dirty[transfer] = None
@@ -232,15 +259,19 @@ class Engine:
         more = head.more
         try:
             frame = decode_frame(head.buffer)
-            if link is None:
+            if link is None and frame.type is Type.POST:
+                self._postbox.welcome(frame)
+            elif link is None:
                 link = self._arrivals.link_of(route, head, frame, now)
-            link.heard_at = now
-            if frame.type is Type.CHUNK:
+            if link is not None and frame.type is Type.CHUNK:
                 more = self._chunk(socket, link, frame, more, now)
             else:
                 body = socket.recv(zmq.DONTWAIT, copy=False) if more else None
                 more = body is not None and body.more
-                self._frame(link, frame, b"" if body is None else _bounded(body), now)
+                if link is None:
+                    self._postbox.take(self._arrivals.poster(head), frame, body)
+                else:
+                    self._frame(link, frame, b"" if body is None else _bounded(body), now)
         except FrameError as error:
             self.counters["frames_refused"] += 1
             log.debug("refused a frame: %s", error)
@@ -250,6 +281,7 @@ class Engine:
 
     def _chunk(self, socket: zmq.Socket[bytes], link: Link, frame: Frame, more: bool, now: float) -> bool:
         """Receive a chunk straight into its transfer's buffer; whether parts of the message remain."""
+        link.heard_at = now
         transfer = link.transfers.get(frame.transfer)
         view = None if transfer is None or transfer.incoming is None else transfer.incoming.landing(frame)
         if transfer is None:
@@ -263,6 +295,7 @@ class Engine:
         return bool(socket.rcvmore)
 
     def _frame(self, link: Link, frame: Frame, body: bytes, now: float) -> None:
+        link.heard_at = now
         transfer = link.transfers.get(frame.transfer)
         if transfer is not None:
             transfer.frame(frame, body, now)
@@ -297,7 +330,7 @@ class Engine:
         self._load["handler_calls"] += 1
 
         def answered(answer: Any) -> None:
-            self.post(lambda now: self._then(then, answer, now))
+            self.soon(lambda now: self._then(then, answer, now))
 
         ask(work, answered)
 

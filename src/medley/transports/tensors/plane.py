@@ -1,5 +1,4 @@
-"""The asyncio face of the tensor plane: `put` and `get` objects, and a handler that peers' transfers are put
-to.
+"""The asyncio face of the tensor plane: `put` and `get` objects, a handler that peers' transfers are put to; `post`.
 
 Handler calls run in one task group that belongs to the plane; closing the plane ends it. All socket work is
 on the engine's thread.
@@ -27,6 +26,7 @@ from medley.transports.tensors.engine import Engine
 from medley.transports.tensors.flow import Gather, as_bytes_view
 from medley.transports.tensors.heap import keep_freed_chunks
 from medley.transports.tensors.outbound import Attempt, Call, Get, Progress, Put
+from medley.transports.tensors.posts import Lost, Posted
 from medley.transports.tensors.ways import Ways
 from medley.transports.tensors.wire import Header
 
@@ -40,20 +40,32 @@ Into = Buffer | Callable[[int], Buffer]
 
 
 class TensorPlane:
-    """One endpoint. Open it with `await TensorPlane.open(...)`, use it from that event loop only, close it once."""
+    """One endpoint. Open it with `await TensorPlane.open(...)`, close it once, use it from that event loop only.
+
+    But `post`, `connected`, `backlog` and `counters` are for any thread.
+    """
 
     def __init__(
-        self, identity: Curve | None, limits: Limits, allow: Allow | None, handler: Keeper, ways: Ways
+        self,
+        identity: Curve | None,
+        limits: Limits,
+        allow: Allow | None,
+        handler: Keeper,
+        posted: Posted | None,
+        lost: Lost | None,
+        ways: Ways,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._work: asyncio.Queue[tuple[Work, Then] | None] = asyncio.Queue()
         self._identity = identity
-        self._wait_s = limits.wait_s
+        self._limits = limits
         self._engine = Engine(
             identity=identity,
             allow=allow,
             limits=limits,
             handler=handler,
+            posted=posted,
+            lost=lost,
             ways=ways,
             ask=self._ask,
             tell=self._tell,
@@ -75,6 +87,8 @@ class TensorPlane:
         limits: Limits | None = None,
         allow: Allow | None = None,
         handler: Keeper,
+        posted: Posted | None = None,
+        lost: Lost | None = None,
         ways: Ways | None = None,
     ) -> Self:
         """Bind `host:port` (0: any free port) and serve `handler`.
@@ -83,11 +97,15 @@ class TensorPlane:
         served. `allow(public_key)` admits a connecting key; it runs on the I/O thread and must be quick. None
         admits nobody. `ways` says how peers are reached; None: directly. Raises `UserError` for an address that
         cannot be served.
+
+        `posted(public_key, payload)` gets what peers post; None refuses it. `lost(peer)` is told when the connection
+        to a peer that we called or posted to breaks. Both run on the I/O thread and must be quick; the payload stays
+        valid for as long as it is referred to.
         """
         if identity is None and not is_loopback(host):
             raise UserError(f"the tensor plane serves {host} only with a CURVE identity; without one use 127.0.0.1")
         keep_freed_chunks()
-        plane = cls(identity, limits or Limits(), allow, handler, ways or Ways())
+        plane = cls(identity, limits or Limits(), allow, handler, posted, lost, ways or Ways())
         bracketed = f"[{host}]" if ":" in host else host
         try:
             plane.endpoint = plane._engine.bind(f"tcp://{bracketed}:{port or '*'}")
@@ -127,13 +145,34 @@ class TensorPlane:
         )
         return whole
 
+    def post(self, peer: Peer, buffers: Sequence[Buffer]) -> bool:
+        """Have the bytes of `buffers` sent as one message that nobody answers. For any thread; it never waits.
+
+        The buffers may be used again at once. Posts to one peer arrive in this order while the connection stands;
+        what is under way when it breaks is lost. False: there is no room for it, or the plane has ended. Raises
+        `ValueError` for more than `Limits.post_nbytes`, and `UserError` for a peer that this plane cannot speak to.
+        """
+        self._check(peer)
+        payload = b"".join(buffers)
+        if len(payload) > self._limits.post_nbytes:
+            raise ValueError(f"a post of {len(payload)} bytes is over the limit of {self._limits.post_nbytes}")
+        return self._engine.post(peer, payload)
+
+    def connected(self, peer: Peer) -> bool:
+        """Whether a connection that we opened to the peer stands."""
+        return self._engine.connected(peer)
+
+    def backlog(self, peer: Peer) -> int:
+        """Bytes posted to the peer that are still here. A post under 64 KiB is gone once ZeroMQ has it."""
+        return self._engine.backlog(peer)
+
     def revoke(self, public_key: bytes) -> None:
         """Refuse this key from now on, and end every transfer and connection it has with us."""
-        self._engine.post(lambda now: self._engine.revoke(public_key, now))
+        self._engine.soon(lambda now: self._engine.revoke(public_key, now))
 
     def admit(self, public_key: bytes) -> None:
         """Take back a `revoke`: from now on `allow` decides about this key again."""
-        self._engine.post(lambda now: self._engine.admit(public_key))
+        self._engine.soon(lambda now: self._engine.admit(public_key))
 
     def counters(self) -> Counter[str]:
         """A copy of what was counted since opening: bytes sent, objects, refused frames, damaged chunks, and so on."""
@@ -163,12 +202,7 @@ class TensorPlane:
             raise RuntimeError("the tensor plane is closed")
         if not self._engine.running:
             raise Unavailable("the tensor plane has ended")
-        if self._identity is not None and peer.public_key is None:
-            raise UserError(f"{peer.endpoint}: a plane with a CURVE identity connects only to peers whose key it knows")
-        if self._identity is None and peer.public_key is not None:
-            raise UserError(f"{peer.endpoint} wants CURVE, and this plane was opened without an identity")
-        if not _ENDPOINT.fullmatch(peer.endpoint):
-            raise UserError(f"'{peer.endpoint}' is not a tensor endpoint; write tcp://HOST:PORT")
+        self._check(peer)
         future: asyncio.Future[Any] = self._loop.create_future()
         begun: list[Call] = []
 
@@ -182,14 +216,22 @@ class TensorPlane:
                 answer(Unavailable(f"{peer.endpoint}: {error}"))
 
         self._waiting.add(future)
-        self._engine.post(begin)
+        self._engine.soon(begin)
         try:
             return await future
         except asyncio.CancelledError:
-            self._engine.post(lambda now: self._engine.cancel(begun))
+            self._engine.soon(lambda now: self._engine.cancel(begun))
             raise
         finally:
             self._waiting.discard(future)
+
+    def _check(self, peer: Peer) -> None:
+        if self._identity is not None and peer.public_key is None:
+            raise UserError(f"{peer.endpoint}: a plane with a CURVE identity connects only to peers whose key it knows")
+        if self._identity is None and peer.public_key is not None:
+            raise UserError(f"{peer.endpoint} wants CURVE, and this plane was opened without an identity")
+        if not _ENDPOINT.fullmatch(peer.endpoint):
+            raise UserError(f"'{peer.endpoint}' is not a tensor endpoint; write tcp://HOST:PORT")
 
     def _ended(self) -> None:
         for future in list(self._waiting):
@@ -209,7 +251,7 @@ class TensorPlane:
         async with TaskGroup() as group:
             running: set[asyncio.Task[None]] = set()
             while (work := await self._work.get()) is not None:
-                task = group.create_task(_answer(*work, self._wait_s))
+                task = group.create_task(_answer(*work, self._limits.wait_s))
                 running.add(task)
                 task.add_done_callback(running.discard)
             for task in running:

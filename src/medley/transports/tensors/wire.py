@@ -28,7 +28,7 @@ _CHECK = struct.Struct("<I")
 
 
 class Type(enum.IntEnum):
-    """What a frame says. OFFER and ASK open a transfer; REPLY, REFUSE and (for ASK) DONE close it."""
+    """What a frame says. OFFER and ASK open a transfer; REPLY, REFUSE and (for ASK) DONE close it; POST is alone."""
 
     OFFER = 1
     ASK = 2
@@ -39,6 +39,7 @@ class Type(enum.IntEnum):
     REPLY = 7
     REFUSE = 8
     WORKING = 9
+    POST = 10
 
 
 class Flag(enum.IntFlag):
@@ -94,6 +95,7 @@ class Frame:
     ACCEPT of an ASK: total = size of the object, payload = its digest.
     CREDIT: offset = contiguous bytes received, total = absolute limit up to which the sender may send.
     CHUNK: offset and length of the payload, check = its xxh3-64.
+    POST: length of the payload, check = its xxh3-64; no transfer.
     """
 
     type: Type
