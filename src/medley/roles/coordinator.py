@@ -7,13 +7,10 @@ writer of the log. Its state is the fold of that log (`restore`), plus what node
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
-from heapq import heappop, heappush
 from itertools import islice
 from typing import assert_never
 
-from medley.policies.liveness import limit_ns
 from medley.policies.scheduling.view import Allotment
 from medley.protocol.codec import parse
 from medley.protocol.effects import Close, Effect, Explain, Persist, Reject, Run, Send
@@ -53,12 +50,13 @@ from medley.protocol.records import (
 )
 from medley.roles import recovery
 from medley.roles.admission import Admission
-from medley.roles.allotment import AWAY_NS, Asking, PoolOptions
+from medley.roles.allotment import Asking, PoolOptions
 from medley.roles.context import NodeView, Shared, stream
+from medley.roles.presence import Presence
+from medley.roles.returning import Returning
 from medley.roles.run import Run as TrainingRun
 from medley.roles.state import RunState
 
-RECONNECT_NS = NS_PER_S // 2  # a stream that ended may come back within this before its leases are given away
 ROTA = 32  # runs that a tick advances at least, and one in fifty of many
 
 
@@ -76,17 +74,12 @@ class Coordinator:
         self.asking = Asking(self.options, self.pool, self.shared)
         self.admission = Admission(self.shared.lists)
         self.revoked: dict[NodeId, str] = {}
-        self.heartbeats: dict[NodeId, list[int]] = {}
+        self.presence = Presence(self.pool, self.options.heartbeat_ms * NS_PER_MS)
         self.why: dict[str, str] = {}  # the scheduler's newest sentence about a job or a machine
         self.stopping = False
         self.vault = Address("", "")
         self.wall_ns = 0
-        self.restored: dict[JobId, TrainingRun] = {}  # had begun before this coordinator's life, not yet in it
-        self.had: dict[NodeId, JobId] = {}  # machines of those that have not said Hello since
-        self._away: set[NodeId] = set()
-        self._gone: deque[tuple[int, NodeId]] = deque()  # when a machine that was given up stops being anybody's
-        self._began_ns = 0
-        self._watch: list[tuple[int, NodeId]] = []  # when to look whether a machine is silent
+        self.returning = Returning()
         self._touched: dict[JobId, TrainingRun] = {}
 
     @property
@@ -127,11 +120,7 @@ class Coordinator:
         elif run.state.state == "queued":
             self.asking.wait(run, 0, 0)
         else:
-            run.ctx.count_replicas()
-            self.restored[run.ctx.job] = run
-            leases = run.state.samples.leases.values() if run.state.samples is not None else ()
-            for node in sorted({*run.ctx.hosts, *(lease.node for lease in leases)}):
-                self.had.setdefault(node, run.ctx.job)
+            self.returning.remember(run)
 
     def handle(self, event: CoordinatorEvent, now_ns: int) -> list[Effect]:
         match event:
@@ -176,12 +165,12 @@ class Coordinator:
     def _tick(self, event: Tick, now_ns: int) -> list[Effect]:
         self.wall_ns = event.wall_ns
         out: list[Effect] = []
-        while self._watch and self._watch[0][0] < now_ns:
-            _, node = heappop(self._watch)
-            out += self._look_after(self.pool[node], now_ns)
-        for node in sorted(self._away):
-            if now_ns - self.pool[node].lost_ns > RECONNECT_NS:
-                out += self._give_up(self.pool[node])
+        for view in self.presence.silent(now_ns):
+            silent_s = (now_ns - view.heard_ns) / NS_PER_S
+            lost = self._lost(Lost(view.node, view.boot), now_ns)
+            out += [Close(view.node, f"silent for {silent_s:.1f} s"), *lost]
+        for view in self.presence.missed(now_ns):
+            out += self._give_up(view)
         self._forget_absent(now_ns)
         for job in list(islice(self.working, max(ROTA, len(self.working) // 50))):
             self._touch(job)
@@ -192,33 +181,15 @@ class Coordinator:
 
     def _forget_absent(self, now_ns: int) -> None:
         """Machines that stay away are nobody's after a while, and what they had goes to others."""
-        self._began_ns = self._began_ns or now_ns
-        while self._gone and now_ns - self._gone[0][0] > AWAY_NS:
-            self._gone.popleft()
+        if self.presence.forgotten(now_ns):
             self.shared.changed = True
-        if self.had and now_ns - self._began_ns > AWAY_NS:
-            had, self.had = self.had, {}
-            for node, job in had.items():
-                run = self._touch(job)
-                if run is not None and not run.over:
-                    run.node_lost(node)
-
-    def _look_after(self, view: NodeView, now_ns: int) -> list[Effect]:
-        """A connected machine that is silent for too long is lost; else it is looked at again when it might be."""
-        if not view.connected:
-            return []
-        patience_ns = limit_ns(self.heartbeats.get(view.node, []), self.options.heartbeat_ms * NS_PER_MS)
-        if now_ns - view.heard_ns <= patience_ns:
-            heappush(self._watch, (view.heard_ns + patience_ns, view.node))
-            return []
-        silent_s = (now_ns - view.heard_ns) / NS_PER_S
-        lost = self._lost(Lost(view.node, view.boot), now_ns)
-        return [Close(view.node, f"silent for {silent_s:.1f} s"), *lost]
+        for node, job in self.returning.absent(now_ns).items():
+            run = self._touch(job)
+            if run is not None and not run.over:
+                run.node_lost(node)
 
     def _give_up(self, view: NodeView) -> list[Effect]:
-        view.given_up = True
-        self._away.discard(view.node)
-        self._gone.append((view.lost_ns, view.node))
+        self.presence.give_up(view)
         self.shared.changed = True
         for run in self._touch_jobs_of(view.node):
             if not run.over:
@@ -236,7 +207,7 @@ class Coordinator:
         if view is None or not view.connected:
             return []
         if isinstance(message, Heartbeat):
-            self._beat(view, now_ns)
+            self.presence.beat(view, now_ns)
         view.heard_ns = now_ns
         for job in _jobs_in(message) if isinstance(message, Heartbeat) else (message.job,):
             if (run := self._touch(job)) is not None:
@@ -250,20 +221,17 @@ class Coordinator:
         known = self.pool.get(node)
         if known is not None:
             known.boot, known.capability = message.boot, message.capability
-            if not known.connected:
-                heappush(self._watch, (now_ns, node))
-            known.connected, known.given_up, known.lost_ns, known.heard_ns = True, False, 0, now_ns
+            self.presence.back(known, now_ns)
         else:
             self.shared.joined_ns = now_ns
             self.pool[node] = known = NodeView(node, message.boot, message.capability, True, now_ns)
-            heappush(self._watch, (now_ns, node))
-            self._recognise(known)
-        self._away.discard(node)
+            self.presence.watch(known, now_ns)
+            self.returning.recognise(known, self.runs)
         self.shared.keepers.pop(node, None)
         if known.keeper:
             self.shared.keepers[node] = known
         self.shared.changed = True
-        self._take_back(known, message)
+        self.returning.take_back(known, message, self.working)
         for run in self._touch_jobs_of(node, _jobs_in(message)):
             if run.ctx.plan is not None:
                 run.heard(node, message, now_ns)
@@ -272,35 +240,11 @@ class Coordinator:
             Explain(node, f"joined: {_describe(message)}"),
         ]
 
-    def _recognise(self, view: NodeView) -> None:
-        """After a restart: the job whose leases or shards it had."""
-        run = self.runs.get(self.had.pop(view.node, ""))
-        if run is not None and view.capability.worker and not (run.over or run.state.state == "queued"):
-            view.job = run.ctx.job
-            run.ctx.allotted.add(view.node)
-
-    def _take_back(self, view: NodeView, message: Hello) -> None:
-        """A machine that says that it works for a job goes on with it, if nobody else has it now."""
-        for status in message.workers:
-            run = self.working.get(status.job) or self.restored.get(status.job)
-            if run is None or view.job or not view.capability.worker or run.ctx.unfit_reason(view.node):
-                continue
-            wanted = run.state.parsed_spec().schedule.workers_max
-            if not wanted or len(run.ctx.allotted) < wanted:
-                view.job = status.job
-                run.ctx.allotted.add(view.node)
-
-    def _beat(self, view: NodeView, now_ns: int) -> None:
-        intervals = self.heartbeats.setdefault(view.node, [])
-        intervals.append(now_ns - view.heard_ns)
-        del intervals[:-16]
-
     def _lost(self, event: Lost, now_ns: int) -> list[Effect]:
         view = self.pool.get(event.node)
         if view is None or view.boot != event.boot or not view.connected:
             return []
-        view.connected, view.lost_ns = False, now_ns
-        self._away.add(view.node)
+        self.presence.away(view, now_ns)
         self._touch_jobs_of(view.node)
         return []
 
@@ -310,7 +254,7 @@ class Coordinator:
         view = self.pool.get(node)
         if view is not None:
             view.revoked, view.connected, view.given_up, view.lost_ns = True, False, True, now_ns
-        self._away.discard(node)
+        self.presence.left(node)
         self.shared.keepers.pop(node, None)
         self.shared.changed = True
         for run in self._touch_jobs_of(node):
@@ -411,7 +355,7 @@ class Coordinator:
         if works:
             self.working[job] = self.working.pop(job)
         queued = run.state.state == "queued"
-        if (works and queued) or (run.over and (works or job in self.restored or job in self.asking.waits)):
+        if (works and queued) or (run.over and (works or job in self.returning.runs or job in self.asking.waits)):
             self._gives_up(job, run, now_ns)
         return out
 
@@ -431,7 +375,7 @@ class Coordinator:
             run.since_ns = now_ns
             self.asking.wait(run, now_ns, self.wall_ns)
         self.working.pop(job, None)
-        self.restored.pop(job, None)
+        self.returning.runs.pop(job, None)
 
     def _admit(self, job: JobId, effects: list[Effect]) -> list[Effect]:
         """The vault hears one list for all runs, not one of each."""
@@ -450,7 +394,7 @@ class Coordinator:
     def _allot(self, now_ns: int) -> list[Effect]:
         """Ask the scheduler, and do what it says. One that ran before need not wait until the vault is open."""
         vault = bool(self.vault.endpoint)
-        again = [run for run in self.restored.values() if vault or run.state.state == "running"]
+        again = [run for run in self.returning.runs.values() if vault or run.state.state == "running"]
         allotment = self.asking.ask([*self.working.values(), *again], vault, now_ns, self.wall_ns)
         out = self._explain(allotment)
         having = {run.ctx.job: run for run in (*self.working.values(), *again)}
@@ -488,7 +432,7 @@ class Coordinator:
 
     def _begin(self, job: JobId, wanted: set[NodeId], now_ns: int) -> list[Effect]:
         run = self.working[job] = self.runs[job]
-        self.restored.pop(job, None)
+        self.returning.runs.pop(job, None)
         self.asking.leave(job)
         self._touch(job)
         run.since_ns = now_ns
