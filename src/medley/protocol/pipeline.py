@@ -148,7 +148,7 @@ class Free:
 class Pass:
     """A micro-batch for the hop at `place`; behind it token ids (little-endian u32) or hidden states [T, width].
 
-    int8: after the values, one fp32 scale a token. `spent_ns`: what each hop before this one took, queue included.
+    int8: after the values, one fp32 scale a token. `spent_ns`: what each hop before this one computed.
     """
 
     generation: Generation
@@ -176,8 +176,13 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """KV of a request's positions [start, start + count) in layers [first, end); behind it [layers, 2, G, count, D]."""
+    """KV of a request's positions [start, start + count) in layers [first, end); behind it [layers, 2, G, count, D].
 
+    `node` computed it, and sent it in `generation`.
+    """
+
+    generation: Generation
+    node: NodeId
     request: RequestId
     first: int
     end: int
@@ -186,6 +191,19 @@ class Shadow:
     groups: int
     width: int
     wire: WireType
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A `Shadow` does not join the `held` positions that layers [first, end) of the request have on `node`: send it
+    what follows those.
+    """
+
+    node: NodeId
+    request: RequestId
+    first: int
+    end: int
+    held: int
 
 
 # -- stage to front -------------------------------------------------------------------------------------------------
@@ -303,7 +321,7 @@ class StageStatus:
     shadow_nbytes: int
 
 
-ToStage = Load | Unload | Measure | Layout | Replicate | AskHeld | Free | Pass | Probe | Shadow
+ToStage = Load | Unload | Measure | Layout | Replicate | AskHeld | Free | Pass | Probe | Shadow | Missing
 ToFront = Loaded | Unloaded | StageFailed | Measured | Held | Drawn | Refusal | Alive | StageStatus
 Word = ToStage | ToFront
 WORDS = Codec(Word)

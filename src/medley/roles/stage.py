@@ -71,12 +71,12 @@ class Stage:
         self.layout = NOBODY
         self.computing: Pass | None = None
         self.front = NOWHERE
-        self._queue: deque[tuple[Pass, Body, int]] = deque()  # with the time of arrival
+        self._queue: deque[tuple[Pass, Body]] = deque()
         self._parked: deque[tuple[Pass, Body]] = deque()
         self._copies: dict[tuple[NodeId, int, int], Copy] = {}
         self._requests: set[RequestId] = set()
         self._freed: dict[RequestId, None] = {}
-        self._arrived_ns = 0
+        self._began_ns = 0
 
     @property
     def queue(self) -> int:
@@ -91,7 +91,7 @@ class Stage:
             case Arrived(word, body):
                 return self._arrived(word, body, now_ns)
             case Computed():
-                return [*self._computed(event, now_ns), *self._next()]
+                return [*self._computed(event, now_ns), *self._next(now_ns)]
             case Said(word):
                 return [Post(self.front, word)] if self.front.endpoint else []
             case Met(front):
@@ -140,21 +140,21 @@ class Stage:
             return []
         if word.place >= len(self.layout.hops) or len(self._queue) >= QUEUE_MAX:
             return [Reject("a peer", f"a pass for hop {word.place}, with {len(self._queue)} waiting")]
-        self._queue.append((word, body, now_ns))
-        return self._next()
+        self._queue.append((word, body))
+        return self._next(now_ns)
 
-    def _next(self) -> list[StageEffect]:
+    def _next(self, now_ns: int) -> list[StageEffect]:
         if self.computing is not None or not self._queue:
             return []
-        word, body, self._arrived_ns = self._queue.popleft()
-        self.computing = word
+        word, body = self._queue.popleft()
+        self.computing, self._began_ns = word, now_ns
         self._forget(word.frees)
         self._requests.update(opening.request for opening in word.opens)
         hop = self.layout.hops[word.place]
         return [Compute(word, hop.first, hop.end, body)]
 
     def _busy_ns(self, now_ns: int) -> int:
-        return now_ns - self._arrived_ns if self.computing is not None else 0
+        return now_ns - self._began_ns if self.computing is not None else 0
 
     # -- what was computed ------------------------------------------------------------------------------------------
 
@@ -168,11 +168,11 @@ class Stage:
                 word.generation, word.batch, word.place, refused.request, refused.kind, refused.held, refused.reason
             )
             return [Post(self.front, said)]
-        spent = (*word.spent_ns, now_ns - self._arrived_ns)
-        out = self._on(word, event, spent, now_ns)
+        spent = (*word.spent_ns, now_ns - self._began_ns)
+        out = self._on(word, event, spent)
         return [*out, *self._copied(word)]
 
-    def _on(self, word: Pass, event: Computed, spent: tuple[int, ...], now_ns: int) -> list[StageEffect]:
+    def _on(self, word: Pass, event: Computed, spent: tuple[int, ...]) -> list[StageEffect]:
         """To the front from the last hop; else to the next one, which may be on this machine too."""
         place = word.place + 1
         if place == len(self.layout.hops):
@@ -182,7 +182,7 @@ class Stage:
         )
         following = self.layout.hops[place]
         if following.node == self.node:
-            self._queue.append((onward, event.hidden, now_ns))
+            self._queue.append((onward, event.hidden))
             return []
         return [Post(following.address, onward, event.hidden)]
 

@@ -1,0 +1,536 @@
+"""Which machines hold which layers: the first plan, repairs after a death, reserves, and moves while answers go on.
+
+One thing is done at a time for each pipeline: loading, then (for a move) copying, then the new layout. Whatever dies
+on the way ends that attempt, and the next tick begins another with whoever is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from medley.policies.pipeline.describe import Layout, Links, ModelShape, StagePlan, Wanted
+from medley.policies.pipeline.drift import moved, slowed
+from medley.policies.pipeline.planner import plan
+from medley.policies.pipeline.repair import Part, merged, repair, reserves
+from medley.protocol.errors import UserError
+from medley.protocol.ids import NS_PER_S, NodeId
+from medley.protocol.messages import Address
+from medley.protocol.pipeline import (
+    AskHeld,
+    Held,
+    Hop,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    Replicate,
+    StageFailed,
+    Unload,
+    WireType,
+)
+from medley.protocol.serving import Explain, FrontEffect, Post
+from medley.roles.front.machines import Machines, MachineView
+from medley.roles.front.pipeline import Numbers, Pipeline
+
+SETTLE_NS = 2 * NS_PER_S  # after the last machine came, until the first plan is made without waiting for more
+LOAD_NS = 900 * NS_PER_S
+COPY_NS = 60 * NS_PER_S
+CATCH_UP_NS = 3 * NS_PER_S  # after the last batch, until a copy must be whole; else the rest is computed again
+THINK_NS = 5 * NS_PER_S  # between two looks whether another layout is better
+REST_NS = 20 * NS_PER_S  # between two moves
+UNMEASURED_NS = 60 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    """`model`: the JSON of `Load.model`. `pins`: as in `medley plan`. `survive`: machines that may die without loading.
+
+    `expected`: so many machines are waited for (at most a minute) before the first plan.
+    """
+
+    model: str
+    shape: ModelShape
+    wanted: Wanted
+    front: Address
+    links: Links
+    wire: WireType = "bf16"
+    pins: str = ""
+    survive: int = 0
+    expected: int = 1
+
+
+@dataclass(slots=True)
+class Change:
+    """A pipeline on its way to other hops. `live`: the old ones still work, so KV is copied before the switch."""
+
+    parts: tuple[Part, ...]
+    why: str
+    live: bool
+    since_ns: int
+    loads: set[int] = field(default_factory=set)
+    copies: list[tuple[Address, Replicate]] = field(default_factory=list)
+    copying: bool = False
+    asked: dict[int, Part] = field(default_factory=dict)
+    held: dict[Part, dict[int, int]] = field(default_factory=dict)
+    still_ns: int = 0  # since when nothing is in flight any more
+
+
+class Layouts:
+    """`pipelines` are what answers; everything else is on its way to be one of them."""
+
+    def __init__(self, options: FrontOptions, numbers: Numbers) -> None:
+        self.options, self.numbers = options, numbers
+        self.machines = Machines()
+        self.pipelines: list[Pipeline] = []
+        self.changes: dict[str, Change] = {}
+        self.loads: dict[int, tuple[NodeId, int, int]] = {}
+        self.measures: dict[int, NodeId] = {}
+        self.reserved: dict[tuple[str, Part], NodeId] = {}  # (pipeline, hop) -> who holds its layers too
+        self.reason = "no machine has come yet"
+        self.said = ""
+        self._came_ns = 0
+        self._thought_ns = 0
+        self._moved_ns = 0
+
+    # -- machines -----------------------------------------------------------------------------------------------------
+
+    def up(self, node: NodeId, address: Address, now_ns: int) -> list[FrontEffect]:
+        if not self.machines.up(node, address, now_ns):
+            return []
+        self._came_ns, self._thought_ns = now_ns, 0
+        lost = self._let_go(node, "its engine was started again", now_ns)
+        return [*lost, Explain(node, "is there and holds nothing yet")]
+
+    def down(self, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
+        if not self.machines.down(node):
+            return []
+        self._thought_ns = 0
+        return [Explain(node, f"is gone: {reason}"), *self._let_go(node, reason, now_ns)]
+
+    def _let_go(self, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
+        """Whatever counted on this machine begins anew, its pipeline first."""
+        self.loads = {n: load for n, load in self.loads.items() if load[0] != node}
+        self.measures = {n: who for n, who in self.measures.items() if who != node}
+        self.reserved = {k: who for k, who in self.reserved.items() if node not in (who, k[1].machine)}
+        out: list[FrontEffect] = []
+        for name, change in list(self.changes.items()):
+            if any(part.machine == node for part in change.parts):
+                out += self._abandon(name, f"{node} is gone")
+        for pipeline in self.pipelines:
+            if pipeline.state != "down" and any(hop.node == node for hop in pipeline.hops):
+                pipeline.broken(now_ns)
+                out += self._repair(pipeline, node, reason, now_ns)
+        return out
+
+    def _repair(self, pipeline: Pipeline, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
+        """At once, where others hold its layers; else by `_rebuild`, with the next tick."""
+        self.changes.pop(pipeline.name, None)
+        others = [hop.node for p in self.pipelines if p is not pipeline and p.state != "down" for hop in p.hops]
+        decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
+        if decision.plan is None:
+            return [Explain(pipeline.name, f"{node} is gone ({reason}); {decision.reason}, so they must be loaded")]
+        why = f"{node} is gone ({reason}): {decision.reason}"
+        return self._install(pipeline, decision.plan, why, pipeline.down_ns, now_ns)
+
+    # -- what stages say ----------------------------------------------------------------------------------------------
+
+    def measured(self, word: Measured) -> None:
+        node = self.measures.pop(word.number, None)
+        if node is not None and node in self.machines.known:
+            self.machines.known[node].measured = word
+
+    def loaded(self, word: Loaded, now_ns: int) -> list[FrontEffect]:
+        load = self.loads.pop(word.number, None)
+        if load is None:
+            return []
+        node, first, end = load
+        self.machines.known[node].loaded.update(range(first, end))
+        for change in self.changes.values():
+            change.loads.discard(word.number)
+        text = f"holds layers {first} to {end - 1}: {word.nbytes / (1 << 20):.0f} MiB in {word.seconds:.1f} s"
+        return [Explain(node, text), *self._after_load(node, now_ns)]
+
+    def failed(self, word: StageFailed, now_ns: int) -> list[FrontEffect]:
+        """A load or a measurement came to nothing: that machine is not asked again for a while."""
+        node = self.measures.pop(word.number, "") or self.loads.pop(word.number, ("", 0, 0))[0]
+        if not node:
+            return []
+        self.machines.suspect(node, now_ns)
+        out: list[FrontEffect] = [Explain(node, f"cannot take part: {word.reason}")]
+        for name, change in list(self.changes.items()):
+            if word.number in change.loads:
+                out += self._abandon(name, f"{node}: {word.reason}")
+        return out
+
+    def held(self, word: Held) -> bool:
+        """Whether it was an answer about a copy."""
+        for change in self.changes.values():
+            part = change.asked.pop(word.number, None)
+            if part is not None:
+                change.held[part] = {p.request: p.held for p in word.positions}
+                return True
+        return False
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> list[FrontEffect]:
+        out = self._measure(now_ns)
+        if not self.pipelines:
+            return [*out, *self._first_plan(now_ns)]
+        for pipeline in self.pipelines:
+            change = self.changes.get(pipeline.name)
+            if change is not None:
+                out += self._advance(pipeline, change, now_ns)
+            elif pipeline.state == "down":
+                out += self._rebuild(pipeline, now_ns)
+        out += self._keep_reserves(now_ns)
+        if now_ns - self._thought_ns > THINK_NS and not self.changes:
+            self._thought_ns = now_ns
+            out += self._think(now_ns)
+        return out
+
+    def _measure(self, now_ns: int) -> list[FrontEffect]:
+        """One machine after the other: on one computer they would disturb each other."""
+        if self.options.pins or self.measures:
+            return []
+        for view in self.machines.usable(now_ns):
+            if view.measured is None:
+                number = self.numbers.next()
+                self.measures[number] = view.node
+                return [Post(view.address, Measure(number, self.options.model))]
+        return []
+
+    def _ready(self, now_ns: int) -> list[MachineView]:
+        """Machines that a plan may count on; none while more are about to come."""
+        usable = self.machines.usable(now_ns)
+        since_ns = now_ns - self._came_ns
+        few = len(usable) < self.options.expected
+        if self.measures or (few and since_ns < UNMEASURED_NS):
+            return []
+        return usable if since_ns >= SETTLE_NS or not few else []
+
+    def _first_plan(self, now_ns: int) -> list[FrontEffect]:
+        ready = self._ready(now_ns)
+        if not ready:
+            return []
+        layouts = self._planned(ready)
+        if not layouts:
+            return self._say("plan", self.reason)
+        out: list[FrontEffect] = [Explain("plan", self.reason)]
+        for number, parts in enumerate(layouts, start=1):
+            name = f"pipeline {number}" if len(layouts) > 1 else "pipeline"
+            wanted = self.options.wanted
+            pipeline = Pipeline(name, self.numbers, self.options.front, self.options.wire, wanted.kv_tokens)
+            self.pipelines.append(pipeline)
+            out += self._begin(pipeline, parts, "the first layout", False, now_ns)
+        return out
+
+    def _planned(self, ready: Sequence[MachineView]) -> list[tuple[Part, ...]]:
+        """One tuple of parts for each replica; none, with `reason`, where it cannot be."""
+        options = self.options
+        if options.pins:
+            return self._pinned(ready)
+        machines = [slowed(view.described(), view.slowness) for view in ready if view.measured is not None]
+        if options.survive:
+            spare = [replace(m, memory_nbytes=m.memory_nbytes // 2) for m in machines]
+            decision = plan(options.shape, spare, options.links, options.wanted)
+            if decision.plan is None:
+                decision = plan(options.shape, machines, options.links, options.wanted)
+        else:
+            decision = plan(options.shape, machines, options.links, options.wanted)
+        self.reason = decision.reason
+        if decision.plan is None:
+            return []
+        self.reason += "".join(f"; {out.machine} stays out: {out.reason}" for out in decision.plan.left_out)
+        return [parts_of_plan(one) for one in decision.plan.layout.replicas]
+
+    def _pinned(self, ready: Sequence[MachineView]) -> list[tuple[Part, ...]]:
+        names = {view.node for view in ready}
+        layouts = read_pins(self.options.pins)
+        missing = sorted({part.machine for one in layouts for part in one} - names)
+        if missing:
+            self.reason = f"{', '.join(missing)} must come before the pinned layout can begin"
+            return []
+        self.reason = f"pinned by hand: {self.options.pins}"
+        return layouts
+
+    def _rebuild(self, pipeline: Pipeline, now_ns: int) -> list[FrontEffect]:
+        """Layers that nobody holds: on a machine that has room, else by a plan of its own."""
+        others = [hop.node for p in self.pipelines if p is not pipeline and p.state != "down" for hop in p.hops]
+        living = [view for view in self.machines.usable(now_ns) if view.node not in others]
+        decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
+        if decision.plan is not None:
+            return self._install(pipeline, decision.plan, decision.reason, pipeline.down_ns, now_ns)
+        parts = self._back_again(pipeline, living)
+        if parts is None and not self.options.pins and all(v.measured is not None for v in living):
+            layouts = self._planned(living) if living else []
+            parts = layouts[0] if layouts else None
+        if parts is None:
+            return self._say(pipeline.name, f"it waits for machines: {decision.reason}")
+        return self._begin(pipeline, parts, "layers were lost with their machine", False, now_ns)
+
+    def _back_again(self, pipeline: Pipeline, living: Sequence[MachineView]) -> tuple[Part, ...] | None:
+        """The same layout, where every machine of it is there (one of them with an empty memory)."""
+        names = {view.node for view in living}
+        parts = parts_of(pipeline.hops)
+        return parts if all(part.machine in names for part in parts) else None
+
+    def _say(self, subject: str, text: str) -> list[FrontEffect]:
+        """Once, not with every tick."""
+        if text == self.said:
+            return []
+        self.said = text
+        return [Explain(subject, text)]
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def _begin(
+        self, pipeline: Pipeline, parts: tuple[Part, ...], why: str, live: bool, now_ns: int
+    ) -> list[FrontEffect]:
+        change = Change(parts, why, live, now_ns)
+        self.changes[pipeline.name] = change
+        out: list[FrontEffect] = []
+        for part in parts:
+            effects, number = self._load(part)
+            out += effects
+            if number:
+                change.loads.add(number)
+        return [*out, *self._advance(pipeline, change, now_ns)]
+
+    def _load(self, part: Part) -> tuple[list[FrontEffect], int]:
+        view = self.machines.known[part.machine]
+        layers = set(range(part.first, part.end))
+        if layers <= view.loaded:
+            return [], 0
+        number = self.numbers.next()
+        self.loads[number] = (part.machine, part.first, part.end)
+        shape = self.options.shape
+        held = view.loaded.union(*(range(a, b) for node, a, b in self.loads.values() if node == view.node))
+        kv_nbytes = len(held) * shape.kv_nbytes * self.options.wanted.kv_tokens
+        return [Post(view.address, Load(number, self.options.model, part.first, part.end, kv_nbytes))], number
+
+    def _advance(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
+        if change.loads:
+            late = now_ns - change.since_ns > LOAD_NS
+            return self._abandon(pipeline.name, "loading took too long") if late else []
+        if not change.live or pipeline.state == "down":
+            del self.changes[pipeline.name]
+            since_ns = pipeline.down_ns or change.since_ns
+            return self._install(pipeline, change.parts, change.why, since_ns, now_ns)
+        if not change.copying:
+            return self._copy(pipeline, change, now_ns)
+        return self._switch(pipeline, change, now_ns)
+
+    def _copy(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
+        change.copying, change.since_ns = True, now_ns
+        for hop in pipeline.hops:
+            for part in change.parts:
+                first, end = max(hop.first, part.first), min(hop.end, part.end)
+                if first < end and part.machine != hop.node:
+                    to = self.machines.known[part.machine].address
+                    word = Replicate(self.numbers.next(), first, end, part.machine, to)
+                    change.copies.append((hop.address, word))
+        return [Post(address, word) for address, word in change.copies]
+
+    def _switch(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
+        """When the copies are close behind: stop, let what is in flight end, wait until they are whole, change over."""
+        if now_ns - change.since_ns > COPY_NS:
+            return self._abandon(pipeline.name, "copying took too long")
+        if pipeline.state == "serving" and self._behind(pipeline, change) < 256:
+            pipeline.pause()
+            change.still_ns = 0
+        if pipeline.state == "pausing" and not pipeline.flying:
+            change.still_ns = change.still_ns or now_ns
+            if self._behind(pipeline, change) == 0 or now_ns - change.still_ns > CATCH_UP_NS:
+                return self._change_over(pipeline, change, now_ns)
+        return self._ask(change)
+
+    def _behind(self, pipeline: Pipeline, change: Change) -> int:
+        """Positions that the worst copy lacks of the requests under way."""
+        if len(change.held) < len(change.parts):
+            return 1 << 30
+        live = pipeline.requests.values()
+        lacks = [max(0, r.sent - held.get(r.id, 0)) for held in change.held.values() for r in live if r.opened]
+        return max(lacks, default=0)
+
+    def _ask(self, change: Change) -> list[FrontEffect]:
+        if change.asked:
+            return []
+        out: list[FrontEffect] = []
+        for part in change.parts:
+            number = self.numbers.next()
+            change.asked[number] = part
+            out.append(Post(self.machines.known[part.machine].address, AskHeld(number, 0, part.first, part.end)))
+        return out
+
+    def _change_over(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
+        del self.changes[pipeline.name]
+        self._moved_ns = now_ns
+        stops: list[FrontEffect] = [
+            Post(address, Replicate(word.number, word.first, word.end, "", Address("", "")))
+            for address, word in change.copies
+        ]
+        since_ns = change.still_ns or now_ns
+        return [*stops, *self._install(pipeline, change.parts, change.why, since_ns, now_ns), *self._unload(now_ns)]
+
+    def _abandon(self, name: str, reason: str) -> list[FrontEffect]:
+        change = self.changes.pop(name)
+        for pipeline in self.pipelines:
+            if pipeline.name == name:
+                pipeline.go_on()
+        for number in change.loads:
+            self.loads.pop(number, None)
+        stops: list[FrontEffect] = [
+            Post(address, Replicate(word.number, word.first, word.end, "", Address("", "")))
+            for address, word in change.copies
+        ]
+        return [*stops, Explain(name, f"the change of layout is given up: {reason}")]
+
+    def _install(
+        self, pipeline: Pipeline, parts: Sequence[Part], why: str, since_ns: int, now_ns: int
+    ) -> list[FrontEffect]:
+        stops = self._stop_reserves(pipeline, parts)
+        known = self.machines.known
+        hops = tuple(
+            Hop(place, p.machine, known[p.machine].address, p.first, p.end) for place, p in enumerate(merged(parts))
+        )
+        layers = ", ".join(f"{h.node} {h.first}-{h.end - 1}" for h in hops)
+        return [*stops, *pipeline.install(hops, f"{why}; layers {layers}", since_ns, now_ns)]
+
+    def _stop_reserves(self, pipeline: Pipeline, parts: Sequence[Part]) -> list[FrontEffect]:
+        """Of hops that are no more; the others keep theirs."""
+        ended = [part for name, part in self.reserved if name == pipeline.name and part not in parts]
+        out: list[FrontEffect] = []
+        for part in ended:
+            del self.reserved[pipeline.name, part]
+            view = self.machines.known.get(part.machine)
+            if view is not None and view.up:
+                word = Replicate(self.numbers.next(), part.first, part.end, "", Address("", ""))
+                out.append(Post(view.address, word))
+        return out
+
+    def _unload(self, now_ns: int) -> list[FrontEffect]:
+        """Layers that no layout needs where they are."""
+        needed: dict[NodeId, set[int]] = {}
+        for pipeline in self.pipelines:
+            for hop in pipeline.hops:
+                needed.setdefault(hop.node, set()).update(range(hop.first, hop.end))
+        for (_, part), node in self.reserved.items():
+            needed.setdefault(node, set()).update(range(part.first, part.end))
+        out: list[FrontEffect] = []
+        for view in self.machines.usable(now_ns):
+            for first, end in _runs(view.loaded - needed.get(view.node, set())):
+                out.append(Post(view.address, Unload(self.numbers.next(), first, end)))
+                view.loaded -= set(range(first, end))
+        return out
+
+    # -- reserves -----------------------------------------------------------------------------------------------------
+
+    def _keep_reserves(self, now_ns: int) -> list[FrontEffect]:
+        """A second machine for the layers of each hop, with a copy of their KV."""
+        if not self.options.survive or self.loads or self.changes:
+            return []
+        for pipeline in self.pipelines:
+            hops = parts_of(pipeline.hops)
+            if pipeline.state == "serving" and any((pipeline.name, hop) not in self.reserved for hop in hops):
+                return self._reserve(pipeline, hops, now_ns)
+        return []
+
+    def _reserve(self, pipeline: Pipeline, hops: Sequence[Part], now_ns: int) -> list[FrontEffect]:
+        missing = [hop for hop in hops if (pipeline.name, hop) not in self.reserved]
+        options = self.options
+        if options.pins:
+            room = {view.node: 1 << 62 for view in self.machines.usable(now_ns)}
+        else:
+            room = dict(
+                self.machines.room(options.shape, options.wanted.kv_tokens, options.wanted.process_nbytes, now_ns)
+            )
+        each = options.shape.layer_nbytes + options.wanted.kv_tokens * options.shape.kv_nbytes
+        decision = reserves(missing, room, each)
+        out = self._say(pipeline.name, decision.reason)
+        for part, node in decision.plan.items():
+            self.reserved[pipeline.name, part] = node
+            effects, _ = self._load(Part(node, part.first, part.end))
+            out += effects or self._replicate(pipeline, part, node)
+        return out
+
+    def _after_load(self, node: NodeId, now_ns: int) -> list[FrontEffect]:
+        """A reserve that holds its layers gets the KV, too."""
+        out: list[FrontEffect] = []
+        for (name, part), holder in self.reserved.items():
+            pipeline = next((p for p in self.pipelines if p.name == name), None)
+            whole = set(range(part.first, part.end)) <= self.machines.known[node].loaded
+            if holder == node and whole and pipeline is not None:
+                out += self._replicate(pipeline, part, node)
+        return out
+
+    def _replicate(self, pipeline: Pipeline, part: Part, node: NodeId) -> list[FrontEffect]:
+        hop = next((h for h in pipeline.hops if (h.node, h.first, h.end) == (part.machine, part.first, part.end)), None)
+        if hop is None:
+            return []
+        word = Replicate(self.numbers.next(), part.first, part.end, node, self.machines.known[node].address)
+        return [Post(hop.address, word)]
+
+    # -- better layouts -----------------------------------------------------------------------------------------------
+
+    def _think(self, now_ns: int) -> list[FrontEffect]:
+        """Whether the machines that are there now would do better in another layout; one pipeline moves at a time."""
+        usable = self.machines.usable(now_ns)
+        drained = [v.node for v in self.machines.known.values() if v.draining and v.up]
+        leaving = [p for p in self.pipelines if any(hop.node in drained for hop in p.hops)]
+        if leaving:
+            return self._move_away(leaving[0], usable, now_ns)
+        if self.options.pins or len(self.pipelines) != 1 or now_ns - self._moved_ns < REST_NS:
+            return []
+        pipeline = self.pipelines[0]
+        if pipeline.state != "serving" or any(v.measured is None for v in usable):
+            return []
+        machines = [slowed(view.described(), view.slowness) for view in usable]
+        present = Layout((tuple(StagePlan(h.node, h.first, h.end) for h in pipeline.hops),))
+        decision = moved(self.options.shape, machines, self.options.links, self.options.wanted, present)
+        if decision.plan is None or len(decision.plan.layout.replicas) != 1:
+            return []
+        parts = parts_of_plan(decision.plan.layout.replicas[0])
+        why = f"another layout is better: {decision.reason}"
+        return [Explain(pipeline.name, why), *self._begin(pipeline, parts, why, True, now_ns)]
+
+    def _move_away(self, pipeline: Pipeline, usable: Sequence[MachineView], now_ns: int) -> list[FrontEffect]:
+        layouts = self._planned(usable) if usable and not self.options.pins else []
+        if not layouts:
+            return self._say(pipeline.name, f"nobody can take the layers of the machine that leaves: {self.reason}")
+        return self._begin(pipeline, layouts[0], "a machine is drained", True, now_ns)
+
+
+def parts_of(hops: Iterable[Hop]) -> tuple[Part, ...]:
+    return tuple(Part(hop.node, hop.first, hop.end) for hop in hops)
+
+
+def parts_of_plan(stages: Iterable[StagePlan]) -> tuple[Part, ...]:
+    return tuple(Part(stage.machine, stage.first, stage.end) for stage in stages)
+
+
+def read_pins(text: str) -> list[tuple[Part, ...]]:
+    """ "a=14,b=8" as parts, replicas apart by "/"; their sums are checked where the model is known (`medley plan`)."""
+    out = []
+    for one in text.split("/"):
+        parts, first = [], 0
+        for pair in one.split(","):
+            name, equals, layers = pair.strip().rpartition("=")
+            if not equals or not layers.isdecimal() or not int(layers):
+                raise UserError(f"--pin '{pair.strip()}' is not MACHINE=LAYERS, as in desktop=14,laptop=8")
+            parts.append(Part(name, first, first + int(layers)))
+            first += int(layers)
+        out.append(tuple(parts))
+    return out
+
+
+def _runs(layers: set[int]) -> list[tuple[int, int]]:
+    """Contiguous runs [first, end)."""
+    out: list[tuple[int, int]] = []
+    for layer in sorted(layers):
+        if out and out[-1][1] == layer:
+            out[-1] = (out[-1][0], layer + 1)
+        else:
+            out.append((layer, layer + 1))
+    return out
