@@ -104,6 +104,14 @@ class Met:
 
 
 @dataclass(frozen=True, slots=True)
+class Unjoined:
+    """What an `Import` brought begins beyond the `held` positions that are here; nothing has changed."""
+
+    word: Shadow
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
     """Open what the pass opens, free what it frees, run layers [first, end) over its rows. The answer is `Computed`."""
 
@@ -126,7 +134,18 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class Halt:
+    """What is still to be sent of layers [first, end) to that peer is not wanted any more."""
+
+    first: int
+    end: int
+    to: Address
+
+
+@dataclass(frozen=True, slots=True)
 class Import:
+    """Take this KV, or answer `Unjoined`."""
+
     word: Shadow
     body: Body
 
@@ -145,8 +164,8 @@ class Do:
     word: Load | Unload | Measure | AskHeld
 
 
-StageEvent = Arrived | Computed | Said | Met | Tick
-StageEffect = Post | Compute | Export | Import | Forget | Do | Explain | Reject
+StageEvent = Arrived | Computed | Unjoined | Said | Met | Tick
+StageEffect = Post | Compute | Export | Halt | Import | Forget | Do | Explain | Reject
 
 # -- a front --------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Any, assert_never
 
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
@@ -20,6 +20,7 @@ from medley.protocol.pipeline import (
     Layout,
     Load,
     Measure,
+    Missing,
     Pass,
     Probe,
     Refusal,
@@ -37,6 +38,7 @@ from medley.protocol.serving import (
     Do,
     Export,
     Forget,
+    Halt,
     Import,
     Met,
     Post,
@@ -45,11 +47,13 @@ from medley.protocol.serving import (
     StageEffect,
     StageEvent,
     Tick,
+    Unjoined,
 )
 
 QUEUE_MAX = 256  # passes that wait here; a front has far fewer in flight
 PARKED_MAX = 64
 FREED_MAX = 4096  # request ids whose late copies are not taken any more
+ASK_AGAIN_NS = 500_000_000
 
 NOWHERE = Address("", "")
 NOBODY = Layout(0, (), NOWHERE, "bf16")
@@ -76,6 +80,7 @@ class Stage:
         self._copies: dict[tuple[NodeId, int, int], Copy] = {}
         self._requests: set[RequestId] = set()
         self._freed: dict[RequestId, None] = {}
+        self._asked: dict[Missing, int] = {}  # and when
         self._began_ns = 0
 
     @property
@@ -92,6 +97,8 @@ class Stage:
                 return self._arrived(word, body, now_ns)
             case Computed():
                 return [*self._computed(event, now_ns), *self._next(now_ns)]
+            case Unjoined(shadow, held):
+                return self._missed(shadow, held, now_ns)
             case Said(word):
                 return [Post(self.front, word)] if self.front.endpoint else []
             case Met(front):
@@ -118,6 +125,8 @@ class Stage:
                 return self._free(requests)
             case Shadow():
                 return self._shadow(word, body)
+            case Missing():
+                return self._again(word)
             case Probe():
                 return list(probed(self.layout, word, self._busy_ns(now_ns)))
             case _:
@@ -138,7 +147,8 @@ class Stage:
             if len(self._parked) < PARKED_MAX:
                 self._parked.append((word, body))
             return []
-        if word.place >= len(self.layout.hops) or len(self._queue) >= QUEUE_MAX:
+        hops = self.layout.hops
+        if word.place >= len(hops) or hops[word.place].node != self.node or len(self._queue) >= QUEUE_MAX:
             return [Reject("a peer", f"a pass for hop {word.place}, with {len(self._queue)} waiting")]
         self._queue.append((word, body))
         return self._next(now_ns)
@@ -149,9 +159,17 @@ class Stage:
         word, body = self._queue.popleft()
         self.computing, self._began_ns = word, now_ns
         self._forget(word.frees)
-        self._requests.update(opening.request for opening in word.opens)
+        self._opened({opening.request for opening in word.opens})
         hop = self.layout.hops[word.place]
         return [Compute(word, hop.first, hop.end, body)]
+
+    def _opened(self, requests: set[RequestId]) -> None:
+        """Whoever gets copies gets a new request's from position 0, which no row tells of where it has a donor."""
+        for request in requests - self._requests:
+            self._freed.pop(request, None)
+            for copy in self._copies.values():
+                copy.sent[request] = 0
+        self._requests |= requests
 
     def _busy_ns(self, now_ns: int) -> int:
         return now_ns - self._began_ns if self.computing is not None else 0
@@ -191,11 +209,21 @@ class Stage:
     def _replicate(self, word: Replicate) -> list[StageEffect]:
         """Everything held so far at once, whatever comes after each pass."""
         if not word.node:
-            for key in [key for key in self._copies if key[1:] == (word.first, word.end)]:
-                del self._copies[key]
-            return []
+            stopped = [key for key in self._copies if key[1:] == (word.first, word.end)]
+            return [Halt(word.first, word.end, self._copies.pop(key).wanted.address) for key in stopped]
         self._copies[word.node, word.first, word.end] = Copy(word)
         return [Export(r, word.first, word.end, 0, -1, word.address) for r in sorted(self._requests)]
+
+    def _again(self, word: Missing) -> list[StageEffect]:
+        """A post was lost on its way to a copy, or fenced off: all that is held from there on."""
+        if word.request not in self._requests:
+            return []
+        copies = [copy.wanted for copy in self._copies.values() if copy.wanted.node == word.node]
+        return [
+            Export(word.request, word.first, word.end, word.held, -1, wanted.address)
+            for wanted in copies
+            if wanted.first <= word.first and word.end <= wanted.end
+        ]
 
     def _copied(self, word: Pass) -> list[StageEffect]:
         hop = self.layout.hops[word.place]
@@ -213,10 +241,29 @@ class Stage:
         return Export(row.request, first, end, start, row.start + row.count - start, copy.wanted.address)
 
     def _shadow(self, word: Shadow, body: Body) -> list[StageEffect]:
-        if word.request in self._freed:
+        if word.request in self._freed or not self._welcome(word):
             return []
         self._requests.add(word.request)
         return [Import(word, body)]
+
+    def _welcome(self, word: Shadow) -> bool:
+        """From who computes these layers: what a machine says late, of layers that others have taken over, would put
+        drafts that came to nothing in place of what was computed since.
+        """
+        hops = self.layout.hops
+        if any(hop.node == self.node and hop.first < word.end and word.first < hop.end for hop in hops):
+            return False
+        theirs = {layer for hop in hops if hop.node == word.node for layer in range(hop.first, hop.end)}
+        return word.generation > self.layout.generation or all(n in theirs for n in range(word.first, word.end))
+
+    def _missed(self, word: Shadow, held: int, now_ns: int) -> list[StageEffect]:
+        """Asked for once in a while: what comes until the answer does cannot be joined either."""
+        missing = Missing(self.node, word.request, word.first, word.end, held)
+        if now_ns - self._asked.get(missing, now_ns - ASK_AGAIN_NS) < ASK_AGAIN_NS:
+            return []
+        self._asked[missing] = now_ns
+        _bounded(self._asked, FREED_MAX)
+        return [Post(hop.address, missing) for hop in self.layout.hops if hop.node == word.node][:1]
 
     def _free(self, requests: tuple[RequestId, ...]) -> list[StageEffect]:
         self._forget(requests)
@@ -228,8 +275,13 @@ class Stage:
             for request in requests:
                 copy.sent.pop(request, None)
         self._freed.update(dict.fromkeys(requests))
-        while len(self._freed) > FREED_MAX:
-            del self._freed[next(iter(self._freed))]
+        _bounded(self._freed, FREED_MAX)
+
+
+def _bounded(known: dict[Any, Any], most: int) -> None:
+    """Forget the oldest."""
+    while len(known) > most:
+        del known[next(iter(known))]
 
 
 def probed(layout: Layout, probe: Probe, busy_ns: int) -> tuple[Post, ...]:
