@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medley.policies.scheduling.names import NAMES, check_quotas, scheduler
@@ -170,6 +170,13 @@ def carried_out(view: PoolView, found: Allotment, now_ns: int) -> PoolView:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=40, deadline=None)
 @given(view=pools())
+@example(
+    view=PoolView(
+        [JobFacts("j0", 0, NOW, begun=True), JobFacts("j1", 0, NOW, begun=True, queue="a", preemptible=False)],
+        [NodeFacts("n0", 2 * GIB, shard=False, job="j1")],
+        {"a": 1},
+    )
+)
 def test_what_may_not_be_taken_stays(name: str, view: PoolView) -> None:
     found = decide(name, view)
     jobs = {job.job: job for job in view.jobs}
@@ -181,7 +188,10 @@ def test_what_may_not_be_taken_stays(name: str, view: PoolView) -> None:
         facts = jobs[job]
         held = facts.ending or not facts.preemptible or NOW - facts.since_ns < HOLD_NS
         starving = any(NOW - other.since_ns > 600 * NS_PER_S for other in view.jobs if other.job not in before)
-        bound = used[facts.queue] > view.quotas.get(facts.queue, 1 << 30) or len(names) > most(facts)
+        # one that could hold no parameters must have room left for a machine that can, or it would never train
+        lacking = max(0, hosts_wanted(view, facts) - sum(n.shard for n in view.nodes if n.node in names))
+        quota = view.quotas.get(facts.queue, 1 << 30)
+        bound = used[facts.queue] + lacking > quota or len(names) + lacking > most(facts)
         if bound or (starving and facts.preemptible and not facts.ending):
             continue
         if held or name == "fifo":
