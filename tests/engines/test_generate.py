@@ -13,9 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from medley.engines.generate import PREFILL_TOKENS, Generator, Request, plain_prompt
+from medley.engines.generate import PREFILL_TOKENS, Generator
 from medley.engines.sampling import Sampling, draw, logprob, uniform
 from medley.engines.text import TextStream
+from medley.engines.wording import Request, plain_prompt
 from medley.protocol.errors import UserError
 
 CORPUS = ["Question: What is fever?\nAnswer: A raised body temperature, often above 38 °C. Drink water 😀."] * 4

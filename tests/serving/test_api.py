@@ -13,8 +13,9 @@ from tests.serving.conftest import CONTEXT, Served
 from tests.waiting import until
 
 from medley.dashboard.relay import relay
-from medley.engines.generate import Generator, Request
+from medley.engines.generate import Generator
 from medley.engines.sampling import Sampling
+from medley.engines.wording import Request
 from medley.protocol.errors import Unavailable
 
 QUESTION = [{"role": "user", "content": "What is a fever?"}]

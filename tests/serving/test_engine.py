@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from medley.engines.generate import Generator, Piece, Request
+from medley.engines.generate import Generator
 from medley.engines.sampling import Sampling
+from medley.engines.wording import Piece, Request
 from medley.protocol.errors import UserError
 from medley.serving.api import make_app
 from medley.serving.engine import Broken, Engine, Overloaded, Stopping, Ticket

@@ -48,8 +48,8 @@ def command(
     if not question.strip():
         raise UserError("the question is empty: give it in quotes after the model")
     resolved, generator = open_generator(model, dtype)
-    from medley.engines.generate import Request
     from medley.engines.sampling import Sampling
+    from medley.engines.wording import Request
     from medley.runtimes.clock import SystemClock
 
     prompt = generator.prompt_tokens(question)

@@ -67,8 +67,8 @@ def _read() -> str | None:
 
 def _exchange(generator: Generator, opening: list[Turn], turns: list[Turn], sampling: object) -> list[Turn]:
     """Prints the answer to the last turn; the conversation with it, without what no longer fits."""
-    from medley.engines.generate import Request
     from medley.engines.sampling import Sampling
+    from medley.engines.wording import Request
 
     assert isinstance(sampling, Sampling)
     prompt, turns = fitting(generator, opening, turns, sampling.max_tokens or 0)

@@ -35,8 +35,10 @@ def command(model: str, host: str, port: int, api_key: str | None, dtype: str, a
     with sock:
         resolved, generator = open_generator(model, dtype)
         from medley.serving.api import make_app
+        from medley.serving.engine import Engine
 
-        app = Guard(make_app(generator, resolved.name), key, (*LOCAL_NAMES, host) if is_loopback(host) else None)
+        served = make_app(generator, resolved.name, Engine(generator))
+        app = Guard(served, key, (*LOCAL_NAMES, host) if is_loopback(host) else None)
         made = key if api_key == "auto" else None
         run_server(app, sock, lambda: _announce(resolved.name, url_of(sock), made, as_json))
 

@@ -21,16 +21,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from medley.concurrency import TaskGroup
-from medley.engines import generate
+from medley.engines.wording import Request as Continuation
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.clock import Clock, SystemClock
 from medley.serving.bodies import read_json
-from medley.serving.engine import Engine, Overloaded, Stopping, Ticket
+from medley.serving.engine import Answering, Overloaded, Stopping, Ticket
 from medley.serving.replies import Reply, new_reply
 from medley.serving.requests import ApiError, Ask, read_chat, read_text
 
 if TYPE_CHECKING:
-    from medley.engines.generate import Generator
+    from medley.engines.wording import Wording
 
 BODY_TIMEOUT_S = 30.0
 
@@ -38,8 +38,8 @@ BODY_TIMEOUT_S = 30.0
 class Api:
     """The endpoints of one served model."""
 
-    def __init__(self, generator: Generator, engine: Engine, name: str, clock: Clock) -> None:
-        self.generator = generator
+    def __init__(self, words: Wording, engine: Answering, name: str, clock: Clock) -> None:
+        self.words = words
         self.engine = engine
         self.name = name
         self.clock = clock
@@ -62,21 +62,21 @@ class Api:
     async def chat(self, request: Request) -> Response:
         asked = read_chat(await _body(request))
         self._known(asked.ask.model)
-        prompt = await asyncio.to_thread(self._fit, "messages", self.generator.prompt_tokens, asked.messages)
-        reply = new_reply("chat", self.name, self.generator, asked.ask, len(prompt), self._now_s())
-        return await self._answer(request, asked.ask, [prompt], reply, self.generator.default_stops)
+        prompt = await asyncio.to_thread(self._fit, "messages", self.words.prompt_tokens, asked.messages)
+        reply = new_reply("chat", self.name, self.words, asked.ask, len(prompt), self._now_s())
+        return await self._answer(request, asked.ask, [prompt], reply, self.words.default_stops)
 
     async def text(self, request: Request) -> Response:
         asked = read_text(await _body(request))
         self._known(asked.ask.model)
         prompts = [await asyncio.to_thread(self._fit, "prompt", self._prompt, p) for p in asked.prompts]
-        reply = new_reply("text", self.name, self.generator, asked.ask, sum(map(len, prompts)), self._now_s())
+        reply = new_reply("text", self.name, self.words, asked.ask, sum(map(len, prompts)), self._now_s())
         return await self._answer(request, asked.ask, prompts, reply, ())
 
     def _prompt(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return self.generator.text_tokens(prompt)
-        return self.generator.fitting(prompt)
+            return self.words.text_tokens(prompt)
+        return self.words.fitting(prompt)
 
     def _fit(self, param: str, tokens: Callable[[Any], tuple[int, ...]], given: Any) -> tuple[int, ...]:
         try:
@@ -103,7 +103,7 @@ class Api:
     ) -> Response:
         sampling = replace(ask.sampling, stop=ask.sampling.stop + stops)
         ticket = self.engine.submit(
-            [generate.Request(p, replace(sampling, choice=i)) for p in prompts for i in range(ask.n)]
+            [Continuation(p, replace(sampling, choice=i)) for p in prompts for i in range(ask.n)]
         )
         if ask.stream:
             headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -111,18 +111,17 @@ class Api:
         return await _whole(request, ticket, reply)
 
 
-def make_app(generator: Generator, name: str, engine: Engine | None = None, clock: Clock | None = None) -> Starlette:
+def make_app(words: Wording, name: str, engine: Answering, clock: Clock | None = None) -> Starlette:
     """The application of one model. It starts its engine when it starts and stops it when it stops."""
-    served = engine or Engine(generator)
-    api = Api(generator, served, name, clock or SystemClock())
+    api = Api(words, engine, name, clock or SystemClock())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        served.start()
+        engine.start()
         try:
             yield
         finally:
-            await asyncio.to_thread(served.close)
+            await asyncio.to_thread(engine.close)
 
     return Starlette(
         routes=[

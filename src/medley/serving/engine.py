@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from medley.protocol.errors import MedleyError
 
 if TYPE_CHECKING:
-    from medley.engines.generate import Piece, Request
+    from medley.engines.wording import Piece, Request
 
 WAITING_MAX = 64  # requests; the next one is told to come back later
 ACTIVE_MAX = 8  # sequences with a cache at once
@@ -51,6 +51,21 @@ class Streams(Protocol):
     """What the engine needs of a generator."""
 
     def stream(self, request: Request) -> Iterator[Piece]: ...
+
+
+class Answering(Protocol):
+    """What the API needs of whoever answers: this module's `Engine`, or a pipeline of machines."""
+
+    active: int
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def submit(self, requests: Sequence[Request]) -> Ticket: ...
 
 
 class Ticket:

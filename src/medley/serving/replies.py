@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from medley.serving.requests import Ask
 
 if TYPE_CHECKING:
-    from medley.engines.generate import Generator, Piece
     from medley.engines.sampling import TokenLogprob
+    from medley.engines.wording import Piece, Wording
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Reply:
 
     kind: Literal["chat", "text"]
     model: str
-    generator: Generator
+    words: Wording
     ask: Ask
     prompt_tokens: int
     id: str
@@ -96,12 +96,12 @@ class Reply:
             return None
         if self.kind == "chat":
             return {"content": [self._chat_token(t) for t in tokens], "refusal": None}
-        texts = [self.generator.token_text(t.token) for t in tokens]
+        texts = [self.words.token_text(t.token) for t in tokens]
         starts = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
         return {
             "tokens": texts,
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [{self.generator.token_text(i): p for i, p in t.top} for t in tokens],
+            "top_logprobs": [{self.words.token_text(i): p for i, p in t.top} for t in tokens],
             "text_offset": starts,
         }
 
@@ -110,16 +110,16 @@ class Reply:
         return self._named(token.token, token.logprob) | {"top_logprobs": top}
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.generator.token_text(token)
+        text = self.words.token_text(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
 def new_reply(
-    kind: Literal["chat", "text"], model: str, generator: Generator, ask: Ask, prompt_tokens: int, now_s: int
+    kind: Literal["chat", "text"], model: str, words: Wording, ask: Ask, prompt_tokens: int, now_s: int
 ) -> Reply:
     """An empty reply of /v1/chat/completions or /v1/completions."""
     prefix = "chatcmpl" if kind == "chat" else "cmpl"
-    return Reply(kind, model, generator, ask, prompt_tokens, f"{prefix}-{secrets.token_hex(12)}", now_s)
+    return Reply(kind, model, words, ask, prompt_tokens, f"{prefix}-{secrets.token_hex(12)}", now_s)
 
 
 def _chat_delta(
