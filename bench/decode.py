@@ -15,16 +15,18 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from medley.engines.stage import Row, StageEngine
-from medley.engines.stage_cache import RAGGED
-from medley.models.quantise import quantiser
-from medley.models.slices import Span, random_slice
+from medley.engines.stage import StageEngine
+from medley.models.quantise import linear_nbytes, quantiser
+from medley.models.random_weights import RandomTensors
+from medley.models.slices import Parts, sizes
+from medley.protocol.pipeline import Row
 
 PROMPT = 32
 READ_NBYTES = 1 << 29
@@ -53,21 +55,23 @@ class Stream:
     """One format's engine with eight requests that have a prompt behind them."""
 
     def __init__(self, config: LlamaConfig, kind: str) -> None:
-        span = Span(0, config.num_hidden_layers, config.num_hidden_layers)
-        sliced = random_slice(config, span, torch.bfloat16, 1, RAGGED, quantiser(kind))
-        self.engine = StageEngine(sliced, 8 << 30)
-        parts = [*sliced.layers, sliced.norm, sliced.lm_head]
-        self.nbytes = sum(t.nbytes for p in parts for t in (*p.parameters(), *(b for b in p.buffers() if b.dim() > 1)))
+        weights = RandomTensors(Parts(config, torch.bfloat16).shapes(), 1)
+        self.engine = StageEngine(config, torch.bfloat16, 8 << 30, quantiser(kind))
+        self.layers = config.num_hidden_layers
+        self.engine.load(weights, 0, self.layers)
+        told = sizes(config, torch.bfloat16, partial(linear_nbytes, kind=kind))
+        self.nbytes = told.layers * told.layer_nbytes + told.head_nbytes
         for number in range(8):
-            self.engine.open(str(number))
-            self.engine.forward([Row(str(number), 0, PROMPT)], [7] * PROMPT)
+            self.engine.open(number)
+            self.engine.forward([Row(number, 0, PROMPT, 0)], [7] * PROMPT, 0, self.layers)
 
     def token_s(self, streams: int, tokens: int) -> float:
         """Seconds of one pass that gives each stream a token; positions are taken anew each time."""
 
         def decode() -> None:
             for at in range(PROMPT, PROMPT + tokens):
-                self.engine.forward([Row(str(n), at, 1, 1) for n in range(streams)], [9] * streams)
+                rows = [Row(number, at, 1, 1) for number in range(streams)]
+                self.engine.forward(rows, [9] * streams, 0, self.layers)
 
         return spent(decode) / tokens
 

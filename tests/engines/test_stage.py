@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,28 @@ from tests.tinymodels import FAMILIES, LAYERS, VOCABULARY, saved, tiny
 from torch import Tensor
 
 from medley.engines.sampling import Sampling
-from medley.engines.stage import Drawn, Refused, Row, StageEngine, cancel_others
-from medley.engines.stage_cache import Gap, NoRoom
-from medley.models.slices import Span, config_of_directory
-from medley.models.weightfiles import WeightFiles, directory_files
+from medley.engines.stage import StageEngine
+from medley.engines.stage_refusals import Gap, NoRoom, NotFinite, Refused, StageRefusal
+from medley.models.random_weights import RandomTensors
+from medley.models.slices import Parts, config_of_directory
+from medley.models.weightfiles import Stored, WeightFiles, directory_files
+from medley.protocol.errors import UserError
+from medley.protocol.pipeline import Draw, Row
 
 CUTS = {1: (0, LAYERS), 2: (0, 3, LAYERS), 3: (0, 1, 2, LAYERS)}
 PLENTY = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """An engine with the layers that it computes in a chain."""
+
+    engine: StageEngine
+    first: int
+    end: int
+
+    def held(self, request: int) -> int:
+        return self.engine.held(self.first, self.end)[request]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -40,36 +56,46 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(llama(), tmp_path_factory.mktemp("llama"))
 
 
-def stages(directory: Path, count: int, kv_limit_nbytes: int = PLENTY) -> list[StageEngine]:
+def weights(directory: Path) -> WeightFiles:
+    return WeightFiles.open(directory_files(directory))
+
+
+def stages(directory: Path, count: int, kv_limit_nbytes: int = PLENTY) -> list[Hop]:
     config = config_of_directory(directory)
-    weights = WeightFiles.open(directory_files(directory))
-    return [
-        StageEngine.load(weights, config, Span(a, b, LAYERS), torch.float32, kv_limit_nbytes)
-        for a, b in pairwise(CUTS[count])
-    ]
+    made = []
+    for first, end in pairwise(CUTS[count]):
+        engine = StageEngine(config, torch.float32, kv_limit_nbytes)
+        engine.load(weights(directory), first, end)
+        made.append(Hop(engine, first, end))
+    return made
 
 
-def chain(engines: Sequence[StageEngine], rows: Sequence[Row], tokens: Sequence[int]) -> list[Drawn]:
+def whole(directory: Path, kv_limit_nbytes: int = PLENTY) -> tuple[StageEngine, list[Hop]]:
+    hops = stages(directory, 1, kv_limit_nbytes)
+    return hops[0].engine, hops
+
+
+def chain(hops: Sequence[Hop], rows: Sequence[Row], tokens: Sequence[int]) -> list[Draw]:
     given: Sequence[int] | Tensor = tokens
-    for engine in engines[:-1]:
-        out = engine.forward(rows, given)
+    for hop in hops[:-1]:
+        out = hop.engine.forward(rows, given, hop.first, hop.end)
         assert isinstance(out, Tensor)
         given = out
-    drawn = engines[-1].forward(rows, given)
+    drawn = hops[-1].engine.forward(rows, given, hops[-1].first, hops[-1].end)
     assert isinstance(drawn, list)
     return drawn
 
 
-def opened(engines: Sequence[StageEngine], request: str, sampling: Sampling | None = None) -> None:
-    for engine in engines:
-        engine.open(request, sampling)
+def opened(hops: Sequence[Hop], request: int, sampling: Sampling | None = None) -> None:
+    for hop in hops:
+        hop.engine.open(request, sampling)
 
 
-def logits_of(engines: Sequence[StageEngine], request: str, ids: Sequence[int], start: int = 0) -> np.ndarray:
+def logits_of(hops: Sequence[Hop], request: int, ids: Sequence[int], start: int = 0) -> np.ndarray:
     """[tokens, vocabulary], from log-probabilities of the whole vocabulary."""
-    drawn = chain(engines, [Row(request, start, len(ids), len(ids))], ids)
+    drawn = chain(hops, [Row(request, start, len(ids), len(ids))], ids)
     assert [d.position for d in drawn] == list(range(start + 1, start + len(ids) + 1))
-    rows = [dict(d.logprob.top) for d in drawn if d.logprob]
+    rows = [{one.token: one.logprob for one in d.top} for d in drawn]
     return np.array([[row[token] for token in range(VOCABULARY)] for row in rows])
 
 
@@ -84,12 +110,12 @@ def prompt(seed: int, length: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(2, VOCABULARY, length)]
 
 
-def generate(engines: Sequence[StageEngine], request: str, ids: Sequence[int], count: int, known: int = 0) -> list[int]:
+def generate(hops: Sequence[Hop], request: int, ids: Sequence[int], count: int, known: int = 0) -> list[int]:
     """`known` positions are held already."""
     tokens = list(ids)
     for _ in range(count):
         row = Row(request, known, len(tokens) - known, 1)
-        tokens.append(chain(engines, [row], tokens[known:])[0].token)
+        tokens.append(chain(hops, [row], tokens[known:])[0].token)
         known = len(tokens) - 1
     return tokens[len(ids) :]
 
@@ -97,59 +123,59 @@ def generate(engines: Sequence[StageEngine], request: str, ids: Sequence[int], c
 @pytest.mark.parametrize("count", CUTS)
 def test_stages_give_the_logits_of_the_unsplit_model(checkpoint: tuple[Any, Path], count: int) -> None:
     model, directory = checkpoint
-    engines = stages(directory, count)
+    hops = stages(directory, count)
     ids = prompt(count, 60)
-    opened(engines, "a", Sampling(logprobs=VOCABULARY))
+    opened(hops, 1, Sampling(logprobs=VOCABULARY))
     # A chunk, a longer one past the sliding window, then one token at a time.
-    pieces = [logits_of(engines, "a", ids[:10]), logits_of(engines, "a", ids[10:50], 10)]
-    pieces += [logits_of(engines, "a", [ids[at]], at) for at in range(50, 60)]
+    pieces = [logits_of(hops, 1, ids[:10]), logits_of(hops, 1, ids[10:50], 10)]
+    pieces += [logits_of(hops, 1, [ids[at]], at) for at in range(50, 60)]
     np.testing.assert_allclose(np.concatenate(pieces), reference(model, ids), atol=1e-5, rtol=0)
 
 
 def test_ragged_rows_give_what_each_gives_alone(checkpoint: tuple[Any, Path]) -> None:
     _, directory = checkpoint
-    engines = stages(directory, 2)
-    asked = {name: prompt(n, 5 + 9 * n) for n, name in enumerate("abc")}
+    hops = stages(directory, 2)
+    asked = {request: prompt(request, 9 * request - 4) for request in (1, 2, 3)}
     samplings = {
-        "a": Sampling(),
-        "b": Sampling(temperature=0.9, seed=5),
-        "c": Sampling(temperature=1.3, top_k=20, seed=6),
+        1: Sampling(),
+        2: Sampling(temperature=0.9, seed=5),
+        3: Sampling(temperature=1.3, top_k=20, seed=6),
     }
     alone = {}
-    for name, ids in asked.items():
-        opened(engines, f"{name}-alone", samplings[name])
-        alone[name] = generate(engines, f"{name}-alone", ids, 8)
-        opened(engines, name, samplings[name])
-    together = {name: list(ids) for name, ids in asked.items()}
+    for request, ids in asked.items():
+        opened(hops, 10 + request, samplings[request])
+        alone[request] = generate(hops, 10 + request, ids, 8)
+        opened(hops, request, samplings[request])
+    together = {request: list(ids) for request, ids in asked.items()}
     known = dict.fromkeys(asked, 0)
     for _ in range(8):
-        rows = [Row(name, known[name], len(ids) - known[name], 1) for name, ids in together.items()]
-        tokens = [token for name, ids in together.items() for token in ids[known[name] :]]
-        known = {name: len(ids) for name, ids in together.items()}
-        for drawn in chain(engines, rows, tokens):
+        rows = [Row(request, known[request], len(ids) - known[request], 1) for request, ids in together.items()]
+        tokens = [token for request, ids in together.items() for token in ids[known[request] :]]
+        known = {request: len(ids) for request, ids in together.items()}
+        for drawn in chain(hops, rows, tokens):
             together[drawn.request].append(drawn.token)
-    assert {name: ids[len(asked[name]) :] for name, ids in together.items()} == alone
+    assert {request: ids[len(asked[request]) :] for request, ids in together.items()} == alone
 
 
 def test_chunks_of_a_prompt_beside_a_decode_change_neither(directory: Path) -> None:
-    engines = stages(directory, 3)
+    hops = stages(directory, 3)
     long, short = prompt(1, 300), prompt(2, 6)
-    for name in ("alone-long", "alone-short", "long", "short"):
-        opened(engines, name)
-    expected_long = generate(engines, "alone-long", long, 4)
-    expected_short = generate(engines, "alone-short", short, 12)
-    tokens = [*short, *generate(engines, "short", short, 1)]
+    for request in (1, 2, 3, 4):
+        opened(hops, request)
+    expected_long = generate(hops, 3, long, 4)
+    expected_short = generate(hops, 4, short, 12)
+    tokens = [*short, *generate(hops, 2, short, 1)]
     for start in range(0, 300, 64):
         chunk = long[start : start + 64]
         last = start + 64 >= 300
-        rows = [Row("short", len(tokens) - 1, 1, 1), Row("long", start, len(chunk), int(last))]
-        drawn = chain(engines, rows, [tokens[-1], *chunk])
+        rows = [Row(2, len(tokens) - 1, 1, 1), Row(1, start, len(chunk), int(last))]
+        drawn = chain(hops, rows, [tokens[-1], *chunk])
         tokens.append(drawn[0].token)
         assert len(drawn) == 1 + last
-    tokens += generate(engines, "short", tokens, 12 - (len(tokens) - 6), len(tokens) - 1)
+    tokens += generate(hops, 2, tokens, 12 - (len(tokens) - 6), len(tokens) - 1)
     assert tokens[6:] == expected_short
     after = [*long, drawn[1].token]
-    assert [drawn[1].token, *generate(engines, "long", after, 3, 300)] == expected_long
+    assert [drawn[1].token, *generate(hops, 1, after, 3, 300)] == expected_long
 
 
 def test_kv_that_moved_continues_with_the_same_tokens(checkpoint: tuple[Any, Path]) -> None:
@@ -157,111 +183,233 @@ def test_kv_that_moved_continues_with_the_same_tokens(checkpoint: tuple[Any, Pat
     before, after = stages(directory, 2), stages(directory, 3)
     ids = prompt(9, 40)
     sampling = Sampling(temperature=0.8, seed=11)
-    opened(before, "undisturbed", sampling)
-    opened(before, "a", sampling)
-    opened(after, "a", sampling)
-    expected = generate(before, "undisturbed", ids, 20)
-    tokens = [*ids, *generate(before, "a", ids, 9)]
-    held = before[0].held()["a"]
+    opened(before, 9, sampling)
+    opened(before, 1, sampling)
+    expected = generate(before, 9, ids, 20)
+    tokens = [*ids, *generate(before, 1, ids, 9)]
+    held = before[0].held(1)
     assert held == len(tokens) - 1
     for source in before:
         for target in after:
-            first, end = max(source.span.first, target.span.first), min(source.span.end, target.span.end)
+            first, end = max(source.first, target.first), min(source.end, target.end)
             if first < end:
                 # In two pieces, as a live move does it: most of it ahead, the rest at the cut.
-                target.import_kv("a", range(first, end), 0, source.export_kv("a", range(first, end), 0, 30))
-                target.import_kv("a", range(first, end), 30, source.export_kv("a", range(first, end), 30))
-    assert all(engine.held()["a"] == held for engine in after)
-    assert tokens[40:] + generate(after, "a", tokens, 11, held) == expected
+                layers = range(first, end)
+                target.engine.import_kv(1, layers, 0, source.engine.export_kv(1, layers, 0, 30))
+                target.engine.import_kv(1, layers, 30, source.engine.export_kv(1, layers, 30))
+    assert all(hop.held(1) == held for hop in after)
+    opened(after, 1, sampling)
+    assert tokens[40:] + generate(after, 1, tokens, 11, held) == expected
 
 
 def test_a_second_life_without_kv_draws_the_same_tokens(directory: Path) -> None:
     ids, sampling = prompt(4, 30), Sampling(temperature=1.0, top_p=0.9, seed=2, choice=1)
     first, second = stages(directory, 2), stages(directory, 3)
-    opened(first, "a", sampling)
-    opened(second, "a", sampling)
-    expected = generate(first, "a", ids, 16)
-    assert generate(second, "a", [*ids, *expected[:7]], 9) == expected[7:]
+    opened(first, 1, sampling)
+    opened(second, 1, sampling)
+    expected = generate(first, 1, ids, 16)
+    assert generate(second, 1, [*ids, *expected[:7]], 9) == expected[7:]
 
 
 def test_a_draft_is_verified_in_one_pass_and_a_wrong_one_rewound(directory: Path) -> None:
-    engines = stages(directory, 2)
+    hops = stages(directory, 2)
     ids = prompt(5, 12)
-    opened(engines, "plain")
-    opened(engines, "drafted")
-    expected = generate(engines, "plain", ids, 10)
-    tokens = [*ids, *generate(engines, "drafted", ids, 1)]
+    opened(hops, 1)
+    opened(hops, 2)
+    expected = generate(hops, 1, ids, 10)
+    tokens = [*ids, *generate(hops, 2, ids, 1)]
     draft = [expected[1], expected[2], (expected[3] + 1) % VOCABULARY, 7]
-    row = Row("drafted", len(tokens) - 1, 1 + len(draft), 1 + len(draft))
-    drawn = [d.token for d in chain(engines, [row], [tokens[-1], *draft])]
+    row = Row(2, len(tokens) - 1, 1 + len(draft), 1 + len(draft))
+    drawn = [d.token for d in chain(hops, [row], [tokens[-1], *draft])]
     assert drawn[:3] == expected[1:4]
     tokens += drawn[:3]
-    assert tokens[12:] + generate(engines, "drafted", tokens, 6, len(tokens) - 1) == expected
+    assert tokens[12:] + generate(hops, 2, tokens, 6, len(tokens) - 1) == expected
 
 
-def test_cancelling_frees_the_cache_and_the_limit_holds(directory: Path) -> None:
+def test_a_request_that_begins_as_a_copy_goes_on_like_one_that_was_computed(directory: Path) -> None:
+    hops = stages(directory, 2)
+    ids, other = prompt(6, 40), prompt(7, 9)
+    opened(hops, 1)
+    opened(hops, 2)
+    expected = generate(hops, 1, [*ids[:32], *other], 6)
+    generate(hops, 2, ids, 3)
+    for hop in hops:
+        hop.engine.open(3, Sampling(), donor=2, donor_tokens=32)
+        assert hop.held(3) == 32
+    assert generate(hops, 3, [*ids[:32], *other], 6, 32) == expected
+    # Opened again, as after a change of layouts, it keeps what it holds; a donor that is not there gives nothing.
+    for hop in hops:
+        before = hop.held(3)
+        hop.engine.open(3, Sampling(), donor=2, donor_tokens=32)
+        hop.engine.open(4, Sampling(), donor=99, donor_tokens=32)
+        assert (hop.held(3), hop.held(4)) == (before, 0)
+        hop.engine.free(2)
+    assert generate(hops, 3, [*ids[:32], *other, *expected[:5]], 1, 45) == expected[5:]
+
+
+def test_layers_come_and_go_while_requests_are_served(checkpoint: tuple[Any, Path]) -> None:
+    _, directory = checkpoint
+    engine, hops = whole(directory)
+    config = config_of_directory(directory)
+    ids = prompt(8, 30)
+    opened(hops, 1)
+    opened(hops, 2)
+    expected = generate(hops, 1, ids, 9)
+    tokens = [*ids, *generate(hops, 2, ids, 3)]
+    # Its last two layers move to another machine: weights first, then what they hold of the request.
+    other = StageEngine(config, torch.float32, PLENTY)
+    assert other.load(weights(directory), 2, LAYERS) > 0
+    assert other.load(weights(directory), 2, LAYERS) == 0
+    other.import_kv(2, range(2, LAYERS), 0, engine.export_kv(2, range(2, LAYERS)))
+    engine.unload(2, LAYERS)
+    assert (engine.loaded, other.loaded) == ((0, 1), (2, 3))
+    assert engine.held(0, 2)[2] == other.held(2, LAYERS)[2] == len(tokens) - 1
+    assert engine.held(0, LAYERS)[2] == 0
+    with pytest.raises(Refused, match="layer 2 is not loaded"):
+        engine.forward([Row(2, 0, 1, 0)], [1], 0, 3)
+    split = [Hop(engine, 0, 2), Hop(other, 2, LAYERS)]
+    tokens += generate(split, 2, tokens, 3, len(tokens) - 1)
+    # And back, a layer at a time, in between in three pieces on two machines.
+    for layer in (2, 3):
+        engine.load(weights(directory), layer, layer + 1)
+        engine.import_kv(2, range(layer, layer + 1), 0, other.export_kv(2, range(layer, layer + 1)))
+        other.unload(layer, layer + 1)
+        back = [Hop(engine, 0, 1), Hop(engine, 1, layer + 1)]
+        back += [Hop(other, layer + 1, LAYERS)] * (layer + 1 < LAYERS)
+        tokens += generate(back, 2, tokens, 1, len(tokens) - 1)
+    assert (other.loaded, other.kv_nbytes) == ((), 0)
+    tokens += generate(hops, 2, tokens, 1, len(tokens) - 1)
+    assert tokens[30:] == expected
+
+
+class Until:
+    """Weights that stop coming at a tensor."""
+
+    def __init__(self, source: WeightFiles, last: str) -> None:
+        self.source, self.last = source, last
+
+    def find(self, *names: str) -> Stored:
+        if self.last in names[0]:
+            raise UserError(f"no '{names[0]}'")
+        return self.source.find(*names)
+
+    def read(self, stored: Stored, dtype: torch.dtype) -> Tensor:
+        return self.source.read(stored, dtype)
+
+
+def test_a_layer_is_there_only_once_it_is_whole(directory: Path) -> None:
+    engine = StageEngine(config_of_directory(directory), torch.float32, PLENTY)
+    engine.open(1)
+    with pytest.raises(UserError, match="no 'model.layers.2"):
+        engine.load(Until(weights(directory), "layers.2.mlp.down_proj"), 0, LAYERS)
+    assert engine.loaded == (0, 1)
+    assert isinstance(engine.forward([Row(1, 0, 2, 0)], [4, 5], 0, 2), Tensor)
+    with pytest.raises(UserError, match="lm_head"):
+        engine.load(Until(weights(directory), "lm_head"), 2, LAYERS)
+    with pytest.raises(Refused, match="the head is not loaded"):
+        engine.forward([Row(1, 0, 2, 0)], [4, 5], 0, LAYERS)
+    engine.load(weights(directory), 0, LAYERS)
+    assert chain([Hop(engine, 0, LAYERS)], [Row(1, 0, 2, 1)], [4, 5])
+
+
+@pytest.mark.parametrize("embedding_first", [True, False])
+def test_a_tied_matrix_is_held_once_whichever_end_came_first(embedding_first: bool) -> None:
+    config = tiny("llama-tied").config
+    source = RandomTensors(Parts(config, torch.float32).shapes(), 1)
+    engine = StageEngine(config, torch.float32, PLENTY)
+    spans = [(0, 2), (2, LAYERS)] if embedding_first else [(2, LAYERS), (0, 2)]
+    first, second = (engine.load(source, *span) for span in spans)
+    matrix = VOCABULARY * config.hidden_size * 4
+    engine.unload(0, 2)
+    # The other end keeps it, so that only two layers are read again.
+    assert engine.load(source, 0, 2) == (first - matrix if embedding_first else second)
+    other = StageEngine(config, torch.float32, PLENTY)
+    assert other.load(source, 0, LAYERS) == first + second
+    drawn = []
+    for one in (engine, other):
+        one.open(1, Sampling(logprobs=5))
+        drawn.append(one.forward([Row(1, 0, 3, 3)], [3, 4, 5], 0, LAYERS))
+    assert drawn[0] == drawn[1]
+
+
+def test_freeing_empties_the_cache_and_the_limit_holds(directory: Path) -> None:
     token_nbytes = 2 * 2 * 8 * 4 * LAYERS
-    (engine,) = stages(directory, 1, kv_limit_nbytes=2 * 256 * token_nbytes)
-    for name in ("a", "b", "c"):
-        engine.open(name)
-        if name != "c":
-            engine.forward([Row(name, 0, 3, 1)], [5, 6, 7])
+    engine, _ = whole(directory, kv_limit_nbytes=2 * 256 * token_nbytes)
+    for request in (1, 2, 3):
+        engine.open(request)
+        if request != 3:
+            engine.forward([Row(request, 0, 3, 1)], [5, 6, 7], 0, LAYERS)
     assert engine.kv_nbytes == engine.kv_limit_nbytes
+    with pytest.raises(NoRoom) as refusal:
+        engine.forward([Row(1, 3, 1, 0), Row(3, 0, 3, 0)], [1, 2, 3, 4], 0, LAYERS)
+    assert refusal.value.request == 3
     with pytest.raises(NoRoom):
-        engine.forward([Row("a", 3, 1), Row("c", 0, 3)], [1, 2, 3, 4])
-    assert engine.held() == {"a": 3, "b": 3, "c": 0}
-    assert cancel_others(engine, ["a", "c"]) == ["b"]
-    engine.cancel("b")
-    engine.forward([Row("c", 0, 3)], [2, 3, 4])
-    engine.cancel("a")
-    engine.cancel("c")
+        engine.open(4, donor=1, donor_tokens=2)
+    with pytest.raises(NoRoom):
+        engine.import_kv(3, range(LAYERS), 0, engine.export_kv(1, range(LAYERS)))
+    assert engine.held(0, LAYERS) == {1: 3, 2: 3, 3: 0}
+    engine.free(2)
+    engine.free(2)
+    engine.forward([Row(3, 0, 3, 0)], [2, 3, 4], 0, LAYERS)
+    engine.free(1)
+    engine.free(3)
     assert engine.kv_nbytes == 0
 
 
 @pytest.mark.parametrize(
     ("rows", "tokens", "error"),
     [
-        ([Row("a", 4, 1)], [1], Gap),
-        ([Row("x", 0, 1)], [1], Refused),
-        ([Row("a", 3, 2)], [1], Refused),
-        ([Row("a", 3, 1), Row("a", 4, 1)], [1, 2], Refused),
-        ([Row("a", 3, 1, 2)], [1], Refused),
-        ([Row("a", 3, 1)], [VOCABULARY], Refused),
-        ([Row("a", 3, 698)], [1] * 698, Refused),
+        ([Row(1, 4, 1, 0)], [1], Gap),
+        ([Row(7, 0, 1, 0)], [1], Refused),
+        ([Row(1, 3, 2, 0)], [1], Refused),
+        ([Row(1, 3, 1, 0), Row(1, 4, 1, 0)], [1, 2], Refused),
+        ([Row(1, 3, 1, 2)], [1], Refused),
+        ([Row(1, 3, 1, 0)], [VOCABULARY], Refused),
+        ([Row(1, 3, 698, 0)], [1] * 698, Refused),
         ([], [], Refused),
     ],
 )
 def test_rows_that_make_no_sense_change_nothing(
-    directory: Path, rows: list[Row], tokens: list[int], error: type[Exception]
+    directory: Path, rows: list[Row], tokens: list[int], error: type[StageRefusal]
 ) -> None:
-    (engine,) = stages(directory, 1)
-    engine.open("a")
-    engine.forward([Row("a", 0, 3)], [1, 2, 3])
-    with pytest.raises(error):
-        engine.forward(rows, tokens)
-    assert engine.held() == {"a": 3}
+    engine, _ = whole(directory)
+    engine.open(1)
+    engine.forward([Row(1, 0, 3, 0)], [1, 2, 3], 0, LAYERS)
+    with pytest.raises(error) as refusal:
+        engine.forward(rows, tokens, 0, LAYERS)
+    assert engine.held(0, LAYERS) == {1: 3}
+    if error is Gap:
+        assert (refusal.value.request, refusal.value.held, refusal.value.kind) == (1, 3, "gap")
 
 
 def test_kv_that_does_not_belong_is_refused(directory: Path) -> None:
-    first, last = stages(directory, 2)
-    for engine in (first, last):
-        engine.open("a")
-    first.forward([Row("a", 0, 3)], [1, 2, 3])
-    kv = first.export_kv("a", range(3))
-    with pytest.raises(Refused, match="are not held"):
-        last.import_kv("a", range(3), 0, kv)
+    engine, _ = whole(directory)
+    engine.open(1)
+    engine.forward([Row(1, 0, 3, 0)], [1, 2, 3], 0, LAYERS)
+    kv = engine.export_kv(1, range(3))
+    with pytest.raises(Refused, match="no part of a model of 4"):
+        engine.import_kv(1, range(2, 5), 0, kv)
     with pytest.raises(Refused, match="shape"):
-        first.import_kv("a", range(2), 0, kv)
+        engine.import_kv(1, range(2), 0, kv)
+    with pytest.raises(Refused, match="700 positions"):
+        engine.import_kv(1, range(1), 3, torch.zeros(1, 2, 2, 698, 8))
     with pytest.raises(Gap):
-        first.import_kv("a", range(3), 5, kv)
+        engine.import_kv(1, range(3), 5, kv)
     with pytest.raises(Gap):
-        first.export_kv("a", range(3), 0, 4)
+        engine.export_kv(1, range(3), 0, 4)
+    assert engine.held(0, LAYERS) == {1: 3}
 
 
-def test_numbers_that_are_not_finite_end_only_their_request(directory: Path) -> None:
-    (engine,) = stages(directory, 1)
-    engine.open("a")
-    engine.open("b")
-    engine.sliced.embed_tokens.weight.data[7] = float("nan")
-    drawn = chain([engine], [Row("a", 0, 1, 1), Row("b", 0, 1, 1)], [7, 8])
-    assert drawn[0].failure and not drawn[1].failure
+def test_numbers_that_are_not_finite_name_their_request_and_leave_it_at_its_start(directory: Path) -> None:
+    engine, hops = whole(directory)
+    embedding = engine._held.embedding
+    assert embedding is not None
+    embedding.embed_tokens.weight.data[7] = float("nan")
+    opened(hops, 1)
+    opened(hops, 2)
+    chain(hops, [Row(2, 0, 2, 1)], [5, 6])
+    with pytest.raises(NotFinite) as refusal:
+        chain(hops, [Row(2, 2, 1, 1), Row(1, 0, 1, 1)], [8, 7])
+    assert (refusal.value.request, refusal.value.kind) == (1, "numbers")
+    assert engine.held(0, LAYERS) == {1: 0, 2: 2}
+    assert chain(hops, [Row(2, 2, 1, 1)], [8])

@@ -7,11 +7,12 @@ import torch
 from tests.tinymodels import LAYERS, tiny
 from torch import nn
 
-from medley.engines.stage import Row, StageEngine
-from medley.engines.stage_cache import RAGGED
+from medley.engines.stage import StageEngine
 from medley.models.quantise import GROUP, Int4Linear, Int8Linear, linear_nbytes, quantiser
-from medley.models.slices import Span, random_slice, sizes
+from medley.models.random_weights import RandomTensors
+from medley.models.slices import Parts, sizes
 from medley.protocol.errors import UserError
+from medley.protocol.pipeline import Row
 
 
 def layer(rows: int, columns: int, bias: bool = False) -> nn.Linear:
@@ -55,19 +56,20 @@ def test_int4_loses_half_a_step_of_its_group(rows: int, tokens: int) -> None:
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_stage_of_quantised_layers_answers_nearly_the_same_in_the_planned_bytes(kind: str) -> None:
     config = tiny("qwen2", hidden_size=128, intermediate_size=256).config
-    span = Span(0, LAYERS, LAYERS)
-    exact = StageEngine(random_slice(config, span, torch.bfloat16, 1, RAGGED), 1 << 20)
-    sliced = random_slice(config, span, torch.bfloat16, 1, RAGGED, quantiser(kind))
-    near = StageEngine(sliced, 1 << 20)
+    parts = Parts(config, torch.bfloat16, transform=quantiser(kind))
+    weights = RandomTensors(parts.shapes(), 1)
+    exact = StageEngine(config, torch.bfloat16, 1 << 20)
+    near = StageEngine(config, torch.bfloat16, 1 << 20, quantiser(kind))
     hidden = []
     for engine in (exact, near):
-        engine.open("a")
-        engine.forward([Row("a", 0, 9)], list(range(3, 12)))
-        hidden.append(engine.export_kv("a", range(LAYERS)).float().flatten())
+        engine.load(weights, 0, LAYERS)
+        engine.open(1)
+        engine.forward([Row(1, 0, 9, 0)], list(range(3, 12)), 0, LAYERS)
+        hidden.append(engine.export_kv(1, range(LAYERS)).float().flatten())
     assert torch.cosine_similarity(hidden[0], hidden[1], dim=0) > (0.999 if kind == "int8" else 0.97)
     told = sizes(config, torch.bfloat16, lambda linear: linear_nbytes(linear, kind))
-    layer_0 = [*sliced.layers[0].parameters(), *sliced.layers[0].buffers()]
-    assert told.layer_nbytes == sum(tensor.nbytes for tensor in layer_0)
+    made = parts.layer(weights, 0)
+    assert told.layer_nbytes == sum(tensor.nbytes for tensor in (*made.parameters(), *made.buffers()))
     assert told.layer_nbytes < (0.56 if kind == "int8" else 0.34) * sizes(config, torch.bfloat16).layer_nbytes
 
 

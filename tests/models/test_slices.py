@@ -13,8 +13,8 @@ import pytest
 import torch
 from tests.tinymodels import FAMILIES, LAYERS, saved, tiny
 
-from medley.models.slices import FAMILIES as KNOWN
-from medley.models.slices import Sizes, Span, config_of_directory, load_slice, random_slice, sizes
+from medley.models.random_weights import RandomTensors
+from medley.models.slices import Parts, Sizes, config_of_directory, sizes
 from medley.models.weightfiles import MAX_HEADER_NBYTES, WeightFiles, directory_files, read_header
 from medley.protocol.errors import UserError
 
@@ -25,23 +25,27 @@ def opened(directory: Path) -> WeightFiles:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shard", ["30KB", "10MB"], ids=["sharded", "single"])
-def test_slices_together_are_the_model(family: str, shard: str, tmp_path: Path) -> None:
+def test_parts_together_are_the_model(family: str, shard: str, tmp_path: Path) -> None:
     model = tiny(family)
     directory = saved(model, tmp_path, shard)
-    config = config_of_directory(directory)
-    state = model.state_dict()
-    base, norm = KNOWN[config.model_type]
-    for a, b in ((0, 1), (1, 3), (3, 4), (0, 4)):
-        sliced = load_slice(opened(directory), config, Span(a, b, LAYERS), torch.float32)
-        for name, value in sliced.state_dict().items():
-            if name.startswith("layers."):
-                _, place, rest = name.split(".", 2)
-                stored = f"{base}.layers.{int(place) + a}.{rest}"
-            else:
-                stored = name if name.startswith("lm_head") else f"{base}.{name.replace('norm.', f'{norm}.')}"
-            assert torch.equal(value, state[stored]), name
-        assert (sliced.embed_tokens is not None, sliced.lm_head is not None) == (a == 0, b == LAYERS)
-        assert not any(p.is_meta or p.requires_grad for p in sliced.parameters())
+    weights, parts = opened(directory), Parts(config_of_directory(directory), torch.float32)
+    decoder = getattr(model.model, "decoder", model.model)
+    embedding, head = parts.embedding(weights), parts.head(weights)
+    pairs = [(embedding, decoder), (head.lm_head, model.lm_head)]
+    pairs += [(parts.layer(weights, index), decoder.layers[index]) for index in range(LAYERS)]
+    if head.norm is not None:
+        pairs.append((head.norm, getattr(decoder, "norm", None) or decoder.final_layer_norm))
+    if head.project_out is not None:
+        pairs.append((head.project_out, decoder.project_out))
+    for made, original in pairs:
+        state = original.state_dict()
+        for name, value in made.state_dict().items():
+            assert torch.equal(value, state[name]), name
+        assert not any(p.is_meta or p.requires_grad for p in made.parameters())
+    stored = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    if parts.tied:
+        del stored["lm_head.weight"]
+    assert parts.shapes() == stored
 
 
 def test_only_the_files_of_the_slice_are_asked_for(tmp_path: Path) -> None:
@@ -50,31 +54,31 @@ def test_only_the_files_of_the_slice_are_asked_for(tmp_path: Path) -> None:
     needed = {file for name, file in holders.items() if ".layers.1." in name}
     for file in set(holders.values()) - needed:
         (directory / file).unlink()
-    config = config_of_directory(directory)
-    load_slice(opened(directory), config, Span(1, 2, LAYERS), torch.float32)
+    parts = Parts(config_of_directory(directory), torch.float32)
+    parts.layer(opened(directory), 1)
     with pytest.raises(UserError, match=r"file 'model-.*' of the index is missing"):
-        load_slice(opened(directory), config, Span(0, LAYERS, LAYERS), torch.float32)
+        for index in (0, 2, 3):
+            parts.layer(opened(directory), index)
 
 
 def test_bf16_and_a_checkpoint_of_a_bare_decoder(tmp_path: Path) -> None:
     model = tiny("opt")
     model.model.save_pretrained(str(tmp_path))
     config = config_of_directory(tmp_path)
-    sliced = load_slice(opened(tmp_path), config, Span(0, LAYERS, LAYERS), torch.bfloat16)
-    assert {p.dtype for p in sliced.parameters()} == {torch.bfloat16}
-    stored: Any = model.model.decoder.layers[2].fc1.weight
-    assert torch.equal(sliced.layers[2].fc1.weight, stored.bfloat16())  # type: ignore[union-attr]
-    assert sliced.lm_head.weight is sliced.embed_tokens.weight  # type: ignore[union-attr]
+    parts = Parts(config, torch.bfloat16)
+    layer: Any = parts.layer(opened(tmp_path), 2)
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    assert torch.equal(layer.fc1.weight, model.model.decoder.layers[2].fc1.weight.bfloat16())
+    embedding = parts.embedding(opened(tmp_path))
+    assert parts.head(opened(tmp_path), embedding).lm_head.weight is embedding.embed_tokens.weight
 
 
 def test_the_wrong_model_gets_a_sentence(tmp_path: Path) -> None:
     directory = saved(tiny("llama"), tmp_path)
     config = config_of_directory(directory)
-    with pytest.raises(UserError, match="layers 2 to 2 are no slice of a model of 4"):
-        Span(2, 2, LAYERS)
     config.intermediate_size = 96
     with pytest.raises(UserError, match="has the shape"):
-        load_slice(opened(directory), config, Span(0, 1, LAYERS), torch.float32)
+        Parts(config, torch.float32).layer(opened(directory), 0)
     (directory / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UserError, match="family 'gpt2', which cannot be split into stages; these can: llama"):
         config_of_directory(directory)
@@ -137,17 +141,21 @@ def test_an_index_that_lies_about_a_file_is_caught(tmp_path: Path) -> None:
 def test_sizes_are_those_of_what_is_loaded(family: str, tmp_path: Path) -> None:
     config = tiny(family).config
     told = sizes(config, torch.bfloat16)
-    made = random_slice(config, Span(0, LAYERS, LAYERS), torch.bfloat16, seed=1)
+    parts = Parts(config, torch.bfloat16)
+    weights = RandomTensors(parts.shapes(), seed=1)
+    layer: Any = parts.layer(weights, 0)
+    embedding = parts.embedding(weights)
+    head = parts.head(weights)
 
-    def nbytes(*parts: Any) -> int:
-        return sum(p.nbytes for part in parts if part is not None for p in part.parameters())
+    def nbytes(part: Any) -> int:
+        return sum(p.nbytes for p in part.parameters())
 
     assert told == Sizes(
         LAYERS,
-        nbytes(made.layers[0]),
-        nbytes(made.embed_tokens, made.embed_positions, made.project_in),
-        nbytes(made.norm, made.project_out, made.lm_head),
-        2 * made.layers[0].self_attn.v_proj.weight.shape[0] * 2,  # type: ignore[union-attr, operator, index]
+        nbytes(layer),
+        nbytes(embedding),
+        nbytes(head),
+        2 * layer.self_attn.v_proj.weight.shape[0] * 2,
         2 * config.hidden_size,
         config.tie_word_embeddings,
     )
@@ -156,19 +164,20 @@ def test_sizes_are_those_of_what_is_loaded(family: str, tmp_path: Path) -> None:
 PEAK = """
 import sys, torch
 from pathlib import Path
-from medley.models.slices import Span, config_of_directory, load_slice
+from medley.models.slices import Parts, config_of_directory
 from medley.models.weightfiles import WeightFiles, directory_files
 directory = Path(sys.argv[1])
 config = config_of_directory(directory)
 def kept(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-load = lambda span, dtype: load_slice(WeightFiles.open(directory_files(directory)), config, span, dtype)
-load(Span(0, 1, 6), torch.bfloat16)  # what the first use of the libraries costs
+parts = Parts(config, torch.bfloat16)
+weights = WeightFiles.open(directory_files(directory))
+parts.layer(weights, 0)  # what the first use of the libraries costs
 Path("/proc/self/clear_refs").write_text("5")  # the peak of importing was higher: begin anew
 before = kept("VmRSS")
-made = load(Span(1, 5, 6), torch.bfloat16)
-print(kept("VmHWM") - before, sum(p.nbytes for p in made.parameters()))
+made = [parts.layer(weights, index) for index in range(1, 5)]
+print(kept("VmHWM") - before, sum(p.nbytes for layer in made for p in layer.parameters()))
 """
 
 

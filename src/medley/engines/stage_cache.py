@@ -1,7 +1,8 @@
 """Keys and values of the requests that a stage serves, and attention of ragged rows over them.
 
-Each request has, for each layer, one contiguous buffer of keys and one of values, grown by `STEP` tokens. Nothing is
-padded to the longest request and nothing is gathered from pages: a CPU's kernels read a request's rows where they lie.
+Each request has, for each layer, one contiguous buffer of keys and one of values, grown by `STEP` tokens; layers come
+and go on their own. Nothing is padded to the longest request and nothing is gathered from pages: a CPU's kernels read a
+request's rows where they lie.
 transformers' attention modules call `ragged_attention` by the name `RAGGED`.
 
 Shapes: H heads, G heads of keys and values, T tokens of all rows, n of one row, L positions so far, D width of a head.
@@ -9,7 +10,7 @@ Shapes: H heads, G heads of keys and values, T tokens of all rows, n of one row,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from medley.protocol.errors import MedleyError
-
 RAGGED = "medley_ragged"
 STEP = 256
-
-
-class NoRoom(MedleyError):
-    """The limit of KV bytes would be passed; nothing has changed."""
-
-
-class Gap(MedleyError):
-    """A row begins beyond what this stage holds of its request; nothing has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,63 +37,80 @@ class Shape:
         return 2 * self.groups * self.width * self.dtype.itemsize
 
 
-class RequestCache:
-    """One request's keys and values in layers [first, end)."""
+@dataclass(slots=True)
+class LayerCache:
+    """One request's keys and values in one layer: `length` positions held, in buffers of at least as many."""
 
-    def __init__(self, shape: Shape, first: int, end: int) -> None:
-        self.shape, self.first, self.end = shape, first, end
-        self.capacity = 0
-        self._lengths = [0] * (end - first)
-        self._keys_GLD = [self._empty()] * (end - first)
-        self._values_GLD = list(self._keys_GLD)
+    keys_GLD: Tensor
+    values_GLD: Tensor
+    length: int = 0
 
     @property
-    def length(self) -> int:
-        """Positions that every layer holds."""
-        return min(self._lengths)
+    def capacity(self) -> int:
+        return self.keys_GLD.shape[1]
 
-    @property
-    def nbytes(self) -> int:
-        return self.capacity * self.shape.token_nbytes * (self.end - self.first)
-
-    def grown_nbytes(self, tokens: int) -> int:
-        """Bytes more than now, if it had to hold so many tokens."""
-        wanted = -(-tokens // STEP) * STEP
-        return max(0, wanted - self.capacity) * self.shape.token_nbytes * (self.end - self.first)
-
-    def reserve(self, tokens: int) -> None:
-        """Makes room for so many tokens in every layer."""
-        if tokens <= self.capacity:
-            return
-        self.capacity = -(-tokens // STEP) * STEP
-        for place, length in enumerate(self._lengths):
-            for held in (self._keys_GLD, self._values_GLD):
-                larger = self._empty()
-                larger[:, :length] = held[place][:, :length]
-                held[place] = larger
-
-    def _empty(self) -> Tensor:
-        shape = self.shape
-        return torch.empty(shape.groups, self.capacity, shape.width, dtype=shape.dtype, device=shape.device)
-
-    def write(self, layer: int, start: int, key_GnD: Tensor, value_GnD: Tensor) -> None:
-        """Positions `start` and on; whatever lay beyond is forgotten once `settle` says so."""
+    def write(self, start: int, key_GnD: Tensor, value_GnD: Tensor) -> None:
+        """Positions `start` and on; what is held is for `settle` to say."""
         end = start + key_GnD.shape[1]
-        self._keys_GLD[layer - self.first][:, start:end] = key_GnD
-        self._values_GLD[layer - self.first][:, start:end] = value_GnD
+        self.keys_GLD[:, start:end] = key_GnD
+        self.values_GLD[:, start:end] = value_GnD
 
-    def read(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    def read(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Views of keys and values [G, end - begin, D]."""
-        place = layer - self.first
-        return self._keys_GLD[place][:, begin:end], self._values_GLD[place][:, begin:end]
+        return self.keys_GLD[:, begin:end], self.values_GLD[:, begin:end]
 
-    def settle(self, length: int, layers: range | None = None) -> None:
-        """From now on so many positions are held (in these layers)."""
-        for layer in layers or range(self.first, self.end):
-            self._lengths[layer - self.first] = length
 
-    def held(self, layer: int) -> int:
-        return self._lengths[layer - self.first]
+class RequestCache:
+    """One request's keys and values in the layers it has met."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.nbytes = 0
+        self.layers: dict[int, LayerCache] = {}
+
+    def held(self, layers: Iterable[int]) -> int:
+        """Positions that every one of these layers holds."""
+        return min(self.layers[layer].length if layer in self.layers else 0 for layer in layers)
+
+    def grown_nbytes(self, tokens: int, layers: Iterable[int]) -> int:
+        """Bytes more than now, if these layers had to hold so many tokens."""
+        wanted = _rounded(tokens)
+        capacities = (self.layers[layer].capacity if layer in self.layers else 0 for layer in layers)
+        return sum(max(0, wanted - capacity) for capacity in capacities) * self.shape.token_nbytes
+
+    def reserve(self, tokens: int, layers: Iterable[int]) -> None:
+        """Makes room for so many tokens in these layers."""
+        capacity = _rounded(tokens)
+        for layer in layers:
+            held = self.layers.get(layer)
+            if held is not None and held.capacity >= capacity:
+                continue
+            larger = LayerCache(self._empty(capacity), self._empty(capacity))
+            if held is not None:
+                larger.write(0, *held.read(0, held.length))
+                larger.length = held.length
+            self.nbytes += (capacity - (held.capacity if held else 0)) * self.shape.token_nbytes
+            self.layers[layer] = larger
+
+    def settle(self, length: int, layers: Iterable[int]) -> None:
+        """From now on these layers hold so many positions."""
+        for layer in layers:
+            self.layers[layer].length = length
+
+    def drop(self, layers: Iterable[int]) -> None:
+        """Forgets all that these layers hold."""
+        for layer in layers:
+            held = self.layers.pop(layer, None)
+            if held is not None:
+                self.nbytes -= held.capacity * self.shape.token_nbytes
+
+    def _empty(self, capacity: int) -> Tensor:
+        shape = self.shape
+        return torch.empty(shape.groups, capacity, shape.width, dtype=shape.dtype, device=shape.device)
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // STEP) * STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +141,17 @@ def ragged_attention(
     out_THD = query_1HTD.new_empty(query_1HTD.shape[2], heads, width)
     for turn in turns:
         at = slice(turn.place, turn.place + turn.count)
-        turn.cache.write(layer, turn.start, key_1GTD[0, :, at], value_1GTD[0, :, at])
-        out_THD[at] = _attend(query_1HTD[0, :, at], turn, layer, scaling, sliding_window)
+        held = turn.cache.layers[layer]
+        held.write(turn.start, key_1GTD[0, :, at], value_1GTD[0, :, at])
+        out_THD[at] = _attend(query_1HTD[0, :, at], turn, held, scaling, sliding_window)
     return out_THD[None], None
 
 
-def _attend(query_HnD: Tensor, turn: Turn, layer: int, scaling: float | None, window: int | None) -> Tensor:
+def _attend(query_HnD: Tensor, turn: Turn, held: LayerCache, scaling: float | None, window: int | None) -> Tensor:
     """[n, H, D]. The queries of heads that share keys lie beside each other, so that keys are never repeated."""
     end = turn.start + turn.count
     begin = max(0, turn.start - window + 1) if window else 0
-    key_GLD, value_GLD = turn.cache.read(layer, begin, end)
+    key_GLD, value_GLD = held.read(begin, end)
     heads, count, width = query_HnD.shape
     groups = key_GLD.shape[0]
     query_GmD = query_HnD.reshape(groups, heads // groups * count, width)

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from medley.engines.stage import Row, StageEngine
-from medley.engines.stage_cache import RAGGED
-from medley.models.slices import Span, Transform, random_slice
+from medley.engines.stage import StageEngine
+from medley.models.random_weights import RandomTensors
+from medley.models.slices import Parts, Transform
+from medley.protocol.pipeline import Row
 
 BEHIND = 256  # tokens that a decoding request has behind it
 STREAMS = 8
@@ -33,37 +34,33 @@ class Measured:
 @torch.inference_mode()
 def measure(config: Any, dtype: torch.dtype, transform: Transform | None, now_ns: Callable[[], int]) -> Measured:
     """Takes about a second for a layer of a hundred megabytes. `now_ns`: a monotonic clock."""
-    layers = int(config.num_hidden_layers)
-    inner = Span(1, 2, layers) if layers > 2 else Span(0, 1, layers)
-    engine = StageEngine(random_slice(config, inner, dtype, 1, RAGGED, transform), KV_NBYTES)
-    layer_s = _layer(engine, now_ns)
+    parts = Parts(config, dtype, transform=transform)
+    weights = RandomTensors(parts.shapes(), seed=1)
+    engine = StageEngine(config, dtype, KV_NBYTES, transform)
+    # A layer inside, so that neither embedding nor head is drawn with it, where the model has one.
+    layer = 1 if engine.layers > 2 else 0
+    engine.load(weights, layer, layer + 1)
+    layer_s = _layer(engine, layer, now_ns)
     del engine
-    head = random_slice(config, Span(layers - 1, layers, layers), dtype, 1, RAGGED, transform)
+    head = parts.head(weights)
     hidden = torch.zeros(STREAMS, int(config.hidden_size), dtype=dtype)
-    one = _best(lambda: head.logits(hidden[:1]), now_ns)
-    return Measured(layer_s, (one, _best(lambda: head.logits(hidden), now_ns), one))
+    one = _best(lambda: head(hidden[:1]), now_ns)
+    return Measured(layer_s, (one, _best(lambda: head(hidden), now_ns), one))
 
 
-def _layer(engine: StageEngine, now_ns: Callable[[], int]) -> tuple[float, float, float]:
-    names = [str(number) for number in range(STREAMS)]
-
+def _layer(engine: StageEngine, layer: int, now_ns: Callable[[], int]) -> tuple[float, float, float]:
     def rows(start: int, count: int, several: int) -> Callable[[], object]:
         tokens = count * several
-        given = [1] * tokens if engine.span.embeds else torch.zeros(tokens, int(engine.sliced.config.hidden_size))
-        return lambda: engine.forward([Row(name, start, count) for name in names[:several]], given)
+        given = torch.zeros(tokens, int(engine.config.hidden_size)) if layer else [1] * tokens
+        asked = [Row(request, start, count, 0) for request in range(several)]
+        return lambda: engine.forward(asked, given, layer, layer + 1)
 
-    behind = min(BEHIND, int(engine.sliced.config.max_position_embeddings) - 1)
-    for name in names:
-        engine.open(name)
-    for name in names[1:]:
-        engine.import_kv(name, range(engine.span.first, engine.span.end), 0, _zeros(engine, behind))
+    behind = min(BEHIND, int(engine.config.max_position_embeddings) - 1)
+    engine.open(0)
     prefill_s = _best(rows(0, behind, 1), now_ns) * BEHIND / behind
+    for request in range(1, STREAMS):
+        engine.open(request, donor=0, donor_tokens=behind)
     return _best(rows(behind, 1, 1), now_ns), _best(rows(behind, 1, STREAMS), now_ns), prefill_s
-
-
-def _zeros(engine: StageEngine, tokens: int) -> torch.Tensor:
-    none = engine.export_kv("0", range(engine.span.first, engine.span.end), 0, 0)
-    return torch.zeros(1, 2, none.shape[2], tokens, none.shape[4], dtype=none.dtype)
 
 
 def _best(call: Callable[[], object], now_ns: Callable[[], int]) -> float:

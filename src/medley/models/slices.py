@@ -1,13 +1,16 @@
-"""Some layers of a model, from transformers' own modules: built without storage, filled tensor by tensor.
+"""A model's parts one by one (embedding, layers, head), from transformers' own modules: built without storage, filled
+tensor by tensor.
 
-Promises: only the tensors of the slice are read, one at a time, so that loading costs about the slice's own bytes; no
-code of the checkpoint is run. Families: Llama, Mistral, Qwen2, Qwen3, OPT; whatever else their configurations say
-(grouped heads, tied embeddings, biases, rope scaling, windows) is transformers' business, for the modules are its.
+Promises: only the tensors of the part are read, one at a time, so that loading costs about the part's own bytes; no
+code of the checkpoint is run; a part is whole or does not exist. Families: Llama, Mistral, Qwen2, Qwen3, OPT; whatever
+else their configurations say (grouped heads, tied embeddings, biases, rope scaling, windows) is transformers' business,
+for the modules are its.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,27 +37,6 @@ Transform = Callable[[nn.Module], nn.Module]  # of one part, once it is filled: 
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Layers [first, end) of a model that has `layers`: with the embedding where it begins, the head where it ends."""
-
-    first: int
-    end: int
-    layers: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.first < self.end <= self.layers:
-            raise UserError(f"layers {self.first} to {self.end} are no slice of a model of {self.layers} layers")
-
-    @property
-    def embeds(self) -> bool:
-        return self.first == 0
-
-    @property
-    def heads(self) -> bool:
-        return self.end == self.layers
-
-
-@dataclass(frozen=True, slots=True)
 class Sizes:
     """Bytes of a model's parts; what a planner needs to know of it."""
 
@@ -67,26 +49,17 @@ class Sizes:
     tied: bool
 
 
-class SlicedModel(nn.Module):
-    """A span's modules. Not called as a whole: `embed`, then the layers (by whoever holds the cache), then `logits`."""
+class Embedding(nn.Module):
+    """What begins a model: tokens at absolute positions to hidden states."""
 
-    def __init__(self, network: Any, span: Span) -> None:
+    def __init__(self, decoder: Any) -> None:
         super().__init__()
-        base, norm = FAMILIES[network.config.model_type]
-        decoder = network.get_submodule(base)
-        self.config, self.span = network.config, span
-        self.layers = nn.ModuleList(decoder.layers[span.first : span.end])
-        self.rotary_emb = getattr(decoder, "rotary_emb", None)
-        self.embed_tokens = decoder.embed_tokens if span.embeds else None
-        self.embed_positions = getattr(decoder, "embed_positions", None) if span.embeds else None
-        self.project_in = getattr(decoder, "project_in", None) if span.embeds else None
-        self.norm = getattr(decoder, norm) if span.heads else None
-        self.project_out = getattr(decoder, "project_out", None) if span.heads else None
-        self.lm_head = network.lm_head if span.heads else None
+        self.embed_tokens = deepcopy(decoder.embed_tokens)
+        self.embed_positions = deepcopy(getattr(decoder, "embed_positions", None))
+        self.project_in = deepcopy(getattr(decoder, "project_in", None))
 
-    def embed(self, tokens_1T: Tensor, positions_1T: Tensor) -> Tensor:
-        """Hidden states [1, T, width] of tokens at absolute positions; where the span begins the model."""
-        assert self.embed_tokens is not None
+    def forward(self, tokens_1T: Tensor, positions_1T: Tensor) -> Tensor:
+        """[1, T, width]."""
         hidden: Tensor = self.embed_tokens(tokens_1T)
         if self.project_in is not None:
             hidden = self.project_in(hidden)
@@ -94,22 +67,109 @@ class SlicedModel(nn.Module):
             hidden = hidden + self.embed_positions(None, 0, position_ids=positions_1T)
         return hidden
 
-    def rotation(self, hidden: Tensor, positions_1T: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines for these positions, for families that rotate."""
-        if self.rotary_emb is None:
-            return None
-        turned: tuple[Tensor, Tensor] = self.rotary_emb(hidden, position_ids=positions_1T)
-        return turned
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., vocabulary] from the last layer's output; where the span ends the model."""
-        assert self.lm_head is not None
+class Head(nn.Module):
+    """What ends a model: the last layer's output to logits."""
+
+    def __init__(self, decoder: Any, norm: str, lm_head: nn.Module) -> None:
+        super().__init__()
+        self.norm = deepcopy(getattr(decoder, norm))
+        self.project_out = deepcopy(getattr(decoder, "project_out", None))
+        self.lm_head = deepcopy(lm_head)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., vocabulary]."""
         if self.norm is not None:
             hidden = self.norm(hidden)
         if self.project_out is not None:
             hidden = self.project_out(hidden)
         out: Tensor = self.lm_head(hidden)
         return out
+
+
+class Parts:
+    """Builds and fills parts of one model, in evaluation mode, with parameters in `dtype`.
+
+    Made once: what all layers have in common is then known. `transform` gets a layer, and the head's linear layers, as
+    soon as they are filled, so that two parts never exist untransformed. The methods may be called on any thread, and
+    raise UserError for tensors that are missing or of another shape than the configuration says.
+    """
+
+    def __init__(
+        self, config: Any, dtype: torch.dtype, attention: str = "sdpa", transform: Transform | None = None
+    ) -> None:
+        self.dtype, self.transform = dtype, transform
+        self.layers = int(config.num_hidden_layers)
+        self.base, self._norm = FAMILIES[config.model_type]
+        self._network = _network(config, attention)
+        self.config = self._network.config
+        self._decoder = self._network.get_submodule(self.base)
+
+    def layer(self, weights: Tensors, index: int) -> nn.Module:
+        made: nn.Module = _fill(self.bare_layer(index), f"{self.base}.layers.{index}", weights, self.dtype)
+        return made if self.transform is None else self.transform(made)
+
+    def embedding(self, weights: Tensors, head: Head | None = None) -> Embedding:
+        """Shares the matrix of `head` where the model ties them and that one is still a matrix."""
+        made = self.bare_embedding()
+        matrix = getattr(head.lm_head, "weight", None) if head is not None and self.tied else None
+        if matrix is not None:
+            made.embed_tokens.weight = matrix
+        _fill(made, self.base, weights, self.dtype)
+        return made
+
+    def head(self, weights: Tensors, embedding: Embedding | None = None) -> Head:
+        """Where the model ties them: the matrix of `embedding`, or the same read once more."""
+        made = self.bare_head()
+        if self.tied and embedding is not None:
+            made.lm_head.weight = embedding.embed_tokens.weight
+        names = {
+            "norm": f"{self.base}.{self._norm}",
+            "project_out": f"{self.base}.project_out",
+            "lm_head": f"{self.base}.embed_tokens" if self.tied else "lm_head",
+        }
+        for name, part in made.named_children():
+            _fill(part, names[name], weights, self.dtype)
+            if self.transform is not None:
+                setattr(made, name, self.transform(part))
+        return made
+
+    def rotary(self, device: torch.device | None = None) -> nn.Module | None:
+        """Cosines and sines by position, for families that rotate. Its frequencies are no part of a checkpoint, and
+        stay fp32 whatever the parameters are.
+        """
+        bare = getattr(self._decoder, "rotary_emb", None)
+        made: nn.Module | None = None if bare is None else type(bare)(config=self.config)
+        return made if made is None or device is None else made.to(device)
+
+    @property
+    def tied(self) -> bool:
+        return bool(self.config.tie_word_embeddings)
+
+    # -- without storage ------------------------------------------------------------------------------------------
+
+    def bare_layer(self, index: int) -> nn.Module:
+        with torch.device("meta"):
+            made: nn.Module = type(self._decoder.layers[0])(self.config, index)
+        return made.eval()
+
+    def bare_embedding(self) -> Embedding:
+        return Embedding(self._decoder).eval()
+
+    def bare_head(self) -> Head:
+        return Head(self._decoder, self._norm, self._network.lm_head).eval()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor that a whole checkpoint has, by its name there."""
+        ends = {f"{self.base}.{name}": p for name, p in self.bare_embedding().named_parameters()}
+        for name, p in self.bare_head().named_parameters():
+            stored = name if name.startswith("lm_head") else f"{self.base}.{name.replace('norm.', f'{self._norm}.')}"
+            ends[stored] = p
+        if self.tied:
+            del ends["lm_head.weight"]
+        layer = dict(self.bare_layer(0).named_parameters())
+        layers = {f"{self.base}.layers.{i}.{name}": p for i in range(self.layers) for name, p in layer.items()}
+        return {name: tuple(p.shape) for name, p in (ends | layers).items()}
 
 
 def config_of_directory(directory: Path) -> Any:
@@ -147,71 +207,22 @@ def config_of_preset(shape: Preset) -> Any:
     return OPTConfig(**common, ffn_dim=shape.intermediate, word_embed_proj_dim=shape.hidden)
 
 
-def load_slice(
-    weights: Tensors,
-    config: Any,
-    span: Span,
-    dtype: torch.dtype,
-    attention: str = "sdpa",
-    transform: Transform | None = None,
-) -> SlicedModel:
-    """The span, filled from the checkpoint, in evaluation mode; parameters in `dtype`.
-
-    `transform` gets each part (a layer, the head) as soon as it is filled: the whole slice never exists untransformed.
-    Raises UserError for tensors that are missing or of another shape than the configuration says.
-    """
-    sliced = _skeleton(config, span, dtype, attention)
-    for holder, name, prefix in _parts(sliced):
-        part = holder.get_submodule(name)
-        if name == "lm_head" and config.tie_word_embeddings:
-            _fill_tied(sliced, weights, dtype)
-        else:
-            _fill(part, prefix, weights, dtype)
-        if transform is not None:
-            setattr(holder, name, transform(part))
-    return sliced.eval()
-
-
-def random_slice(
-    config: Any, span: Span, dtype: torch.dtype, seed: int, attention: str = "sdpa", transform: Transform | None = None
-) -> SlicedModel:
-    """The same with small random weights: for measuring a machine before anything is fetched."""
-    sliced = _skeleton(config, span, dtype, attention)
-    source = torch.Generator().manual_seed(seed)
-    for holder, name, _ in _parts(sliced):
-        part = holder.get_submodule(name)
-        for owner, key, parameter in _parameters(part):
-            if parameter.is_meta:
-                owner._parameters[key] = nn.Parameter(_drawn(parameter.shape, dtype, source), requires_grad=False)
-        if transform is not None:
-            setattr(holder, name, transform(part))
-    return sliced.eval()
-
-
-def _drawn(shape: torch.Size, dtype: torch.dtype, source: torch.Generator) -> Tensor:
-    """Normal numbers that repeat after a while, because drawing a billion takes longer than measuring with them."""
-    some = torch.empty(min(shape.numel(), 1_000_003), dtype=torch.float32).normal_(0, 0.02, generator=source).to(dtype)
-    return some.repeat(-(-shape.numel() // some.numel()))[: shape.numel()].clone().reshape(shape)
-
-
 def sizes(config: Any, dtype: torch.dtype, linear_nbytes: Callable[[nn.Linear], int] | None = None) -> Sizes:
     """Without reading any weight. `linear_nbytes`: of a linear layer where it is quantised."""
-    network = _network(config, "sdpa")
-    whole = SlicedModel(network, Span(0, config.num_hidden_layers, config.num_hidden_layers))
+    parts = Parts(config, dtype)
 
-    def nbytes(*parts: nn.Module | None) -> int:
-        modules = [m for part in parts if part is not None for m in part.modules()]
-        return sum(_own_nbytes(module, dtype, linear_nbytes) for module in modules)
+    def nbytes(part: nn.Module, linear: Callable[[nn.Linear], int] | None) -> int:
+        return sum(_own_nbytes(module, dtype, linear) for module in part.modules())
 
-    attention: Any = whole.layers[0].self_attn  # type: ignore[union-attr]
+    layer: Any = parts.bare_layer(0)
     return Sizes(
-        layers=config.num_hidden_layers,
-        layer_nbytes=nbytes(whole.layers[0]),
-        embedding_nbytes=nbytes(whole.embed_tokens, whole.embed_positions, whole.project_in),
-        head_nbytes=nbytes(whole.norm, whole.project_out, whole.lm_head),
-        kv_nbytes=2 * attention.k_proj.out_features * dtype.itemsize,
+        layers=parts.layers,
+        layer_nbytes=nbytes(layer, linear_nbytes),
+        embedding_nbytes=nbytes(parts.bare_embedding(), None),
+        head_nbytes=nbytes(parts.bare_head(), linear_nbytes),
+        kv_nbytes=2 * layer.self_attn.k_proj.out_features * dtype.itemsize,
         wire_nbytes=config.hidden_size * dtype.itemsize,
-        tied=bool(config.tie_word_embeddings) and linear_nbytes is None,
+        tied=parts.tied and linear_nbytes is None,
     )
 
 
@@ -221,57 +232,26 @@ def _own_nbytes(module: nn.Module, dtype: torch.dtype, linear_nbytes: Callable[[
     return sum(p.numel() * dtype.itemsize for p in module.parameters(recurse=False))
 
 
-# -- building -----------------------------------------------------------------------------------------------------
-
-
 def _network(config: Any, attention: str) -> Any:
+    """The causal model with one layer, whose configuration speaks of all."""
     from transformers import AutoModelForCausalLM
 
+    short = deepcopy(config)
+    short.num_hidden_layers = 1
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        network = AutoModelForCausalLM.from_config(short, attn_implementation=attention)
+    network.config.num_hidden_layers = config.num_hidden_layers
+    return network
 
 
-def _skeleton(config: Any, span: Span, dtype: torch.dtype, attention: str) -> SlicedModel:
-    sliced = SlicedModel(_network(config, attention), span)
-    if sliced.rotary_emb is not None:
-        # Its frequencies are no part of a checkpoint, and stay fp32 whatever the parameters are.
-        sliced.rotary_emb = type(sliced.rotary_emb)(config=sliced.config)
-    return sliced
-
-
-def _parts(sliced: SlicedModel) -> Iterator[tuple[nn.Module, str, str]]:
-    """(owner, name there, prefix in the checkpoint) of everything that has weights, the embedding first."""
-    base, norm = FAMILIES[sliced.config.model_type]
-    for name in ("embed_tokens", "embed_positions", "project_in"):
-        if getattr(sliced, name) is not None:
-            yield sliced, name, f"{base}.{name}"
-    for place in range(len(sliced.layers)):
-        yield sliced.layers, str(place), f"{base}.layers.{sliced.span.first + place}"
-    for name, stored in (("norm", f"{base}.{norm}"), ("project_out", f"{base}.project_out"), ("lm_head", "lm_head")):
-        if getattr(sliced, name) is not None:
-            yield sliced, name, stored
-
-
-def _parameters(part: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    return [(m, key, p) for m in part.modules() for key, p in m._parameters.items() if p is not None]
-
-
-def _fill(part: nn.Module, prefix: str, weights: Tensors, dtype: torch.dtype) -> None:
+def _fill(part: nn.Module, prefix: str, weights: Tensors, dtype: torch.dtype) -> nn.Module:
+    """Every parameter that has no storage yet."""
     for path, module in part.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is not None:
+            if parameter is not None and parameter.is_meta:
                 name = ".".join(piece for piece in (prefix, path, key) if piece)
                 module._parameters[key] = _read(weights, name, parameter.shape, dtype)
-
-
-def _fill_tied(sliced: SlicedModel, weights: Tensors, dtype: torch.dtype) -> None:
-    """The head is the embedding: the same storage where both are here, else the matrix read once more."""
-    head: Any = sliced.lm_head
-    if sliced.embed_tokens is not None:
-        head.weight = sliced.embed_tokens.weight
-        return
-    base, _ = FAMILIES[sliced.config.model_type]
-    head._parameters["weight"] = _read(weights, f"{base}.embed_tokens.weight", head.weight.shape, dtype)
+    return part
 
 
 def _read(weights: Tensors, name: str, shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:

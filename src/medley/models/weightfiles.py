@@ -10,6 +10,7 @@ drawn at random).
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ MAX_FILES: Final = 4096
 MAX_HEADER_NBYTES: Final = 4 << 20
 MAX_TENSORS: Final = 20_000
 MAX_DIMENSIONS: Final = 8
+PIECE: Final = 1 << 16  # values that are read at once where they must be converted
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -119,7 +121,7 @@ class WeightFiles:
         return self.locate(name).stored
 
     def read(self, stored: Stored, dtype: torch.dtype) -> Tensor:
-        """As `Tensors` says; at most one more copy, in the file's format, exists meanwhile."""
+        """As `Tensors` says; besides it no more than a piece exists."""
         return read_tensor(self.locate(stored.name), dtype)
 
     def locate(self, name: str) -> Located:
@@ -143,17 +145,29 @@ def directory_files(directory: Path) -> Files:
 
 
 def read_tensor(located: Located, dtype: torch.dtype) -> Tensor:
-    """The tensor in `dtype`, on the CPU, in memory of its own; at most one more copy, in the file's format, exists."""
-    held = torch.empty(located.stored.shape, dtype=located.stored.dtype)
-    view = held.reshape(-1).view(torch.uint8).numpy().data
+    """The tensor in `dtype`, on the CPU, in memory of its own; besides it no more than a piece exists."""
+    made = torch.empty(located.stored.shape, dtype=dtype)
+    flat = made.view(-1)
     with open(located.path, "rb", buffering=0) as file:
         file.seek(located.offset)
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise UserError(f"'{located.path}' became shorter while it was read")
-            view = view[count:]
-    return held.to(dtype)
+        if located.stored.dtype == dtype:
+            _read_into(file, flat)
+            return made
+        piece = torch.empty(min(flat.numel(), PIECE), dtype=located.stored.dtype)
+        for begin in range(0, flat.numel(), PIECE):
+            part = piece[: flat.numel() - begin]
+            _read_into(file, part)
+            flat[begin : begin + PIECE] = part
+    return made
+
+
+def _read_into(file: io.FileIO, values: Tensor) -> None:
+    view = values.view(torch.uint8).numpy().data
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise UserError(f"'{file.name}' became shorter while it was read")
+        view = view[count:]
 
 
 def read_index(path: Path) -> dict[str, str]:
