@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zeroconf import (
+    DNSQuestionType,
     Error,
     InterfaceChoice,
     IPVersion,
@@ -34,6 +35,7 @@ SERVICE_TYPE: Final = "_medley._tcp.local."
 MAX_FOUND: Final = 32
 MAX_ADDRESSES: Final = 16
 RESOLVE_TIMEOUT_S: Final = 3.0
+TAKEN_TIMEOUT_S: Final = 2.0  # who said its name just now may say it again only after a second
 _LOOPBACK: Final = "127.0.0.1"
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,50}")
@@ -72,6 +74,8 @@ async def announced(found: Found, loopback_only: bool = False) -> AsyncIterator[
     )
     async with _multicast(loopback_only) as zeroconf:
         try:
+            if await _is_taken(zeroconf, info.name):
+                raise NonUniqueNameException
             await (await zeroconf.async_register_service(info))
         except NonUniqueNameException as error:
             raise UserError(
@@ -83,6 +87,16 @@ async def announced(found: Found, loopback_only: bool = False) -> AsyncIterator[
             yield
         finally:
             await (await zeroconf.async_unregister_service(info))
+
+
+async def _is_taken(zeroconf: AsyncZeroconf, name: str) -> bool:
+    """Does anybody answer for this name? Asked so that the answer comes by multicast.
+
+    The library's own question asks for an answer to one socket; of several programs of one machine, which share the
+    port, the system hands that answer to any one of them.
+    """
+    asked = AsyncServiceInfo(SERVICE_TYPE, name)
+    return await asked.async_request(zeroconf.zeroconf, TAKEN_TIMEOUT_S * 1000, question_type=DNSQuestionType.QM)
 
 
 async def find(timeout_s: float, enough: int = MAX_FOUND, loopback_only: bool = False) -> list[Found]:
