@@ -178,11 +178,10 @@ class Probe:
 class Shadow:
     """KV of a request's positions [start, start + count) in layers [first, end); behind it [layers, 2, G, count, D].
 
-    `node` computed it, and sent it in `generation`.
+    Never of a draft: whoever sends it, it is what these tokens lead to. `source` listens for `Missing`.
     """
 
-    generation: Generation
-    node: NodeId
+    source: Address
     request: RequestId
     first: int
     end: int
@@ -204,6 +203,13 @@ class Missing:
     first: int
     end: int
     held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Copies of these requests are not needed any more."""
+
+    requests: tuple[RequestId, ...]
 
 
 # -- stage to front -------------------------------------------------------------------------------------------------
@@ -321,7 +327,7 @@ class StageStatus:
     shadow_nbytes: int
 
 
-ToStage = Load | Unload | Measure | Layout | Replicate | AskHeld | Free | Pass | Probe | Shadow | Missing
+ToStage = Load | Unload | Measure | Layout | Replicate | AskHeld | Free | Pass | Probe | Shadow | Missing | Ended
 ToFront = Loaded | Unloaded | StageFailed | Measured | Held | Drawn | Refusal | Alive | StageStatus
 Word = ToStage | ToFront
 WORDS = Codec(Word)

@@ -123,7 +123,10 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Send KV of a request's positions [start, start + count) in layers [first, end) to a peer; count -1: all."""
+    """Send KV of a request's positions [start, start + count) in layers [first, end) to a peer; count -1: all held now.
+
+    May be done bit by bit; a later one for the same request says where it ends now, and `Forget` that it is not wanted.
+    """
 
     request: RequestId
     first: int

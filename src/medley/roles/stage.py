@@ -7,8 +7,7 @@ dropped, one of a newer is parked until its layout arrives. Leaves all else to t
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import assert_never
 
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
@@ -16,7 +15,10 @@ from medley.protocol.pipeline import (
     Alive,
     AskHeld,
     Drawn,
+    Ended,
     Free,
+    Held,
+    Hop,
     Layout,
     Load,
     Measure,
@@ -26,7 +28,6 @@ from medley.protocol.pipeline import (
     Refusal,
     Replicate,
     RequestId,
-    Row,
     Shadow,
     Unload,
 )
@@ -36,9 +37,7 @@ from medley.protocol.serving import (
     Compute,
     Computed,
     Do,
-    Export,
     Forget,
-    Halt,
     Import,
     Met,
     Post,
@@ -49,22 +48,14 @@ from medley.protocol.serving import (
     Tick,
     Unjoined,
 )
+from medley.roles.stage_copies import Copies, bound
 
 QUEUE_MAX = 256  # passes that wait here; a front has far fewer in flight
 PARKED_MAX = 64
 FREED_MAX = 4096  # request ids whose late copies are not taken any more
-ASK_AGAIN_NS = 500_000_000
 
 NOWHERE = Address("", "")
 NOBODY = Layout(0, (), NOWHERE, "bf16")
-
-
-@dataclass(slots=True)
-class Copy:
-    """KV of some layers that another machine gets, and up to which position of each request it was sent."""
-
-    wanted: Replicate
-    sent: dict[RequestId, int] = field(default_factory=dict)
 
 
 class Stage:
@@ -77,11 +68,12 @@ class Stage:
         self.front = NOWHERE
         self._queue: deque[tuple[Pass, Body]] = deque()
         self._parked: deque[tuple[Pass, Body]] = deque()
-        self._copies: dict[tuple[NodeId, int, int], Copy] = {}
+        self._copies = Copies(node)
         self._requests: set[RequestId] = set()
+        self._mine: set[RequestId] = set()  # opened by a pass of this layout
         self._freed: dict[RequestId, None] = {}
-        self._asked: dict[Missing, int] = {}  # and when
         self._began_ns = 0
+        self._hop: Hop | None = None  # that computes
 
     @property
     def queue(self) -> int:
@@ -98,9 +90,10 @@ class Stage:
             case Computed():
                 return [*self._computed(event, now_ns), *self._next(now_ns)]
             case Unjoined(shadow, held):
-                return self._missed(shadow, held, now_ns)
+                return self._copies.missed(shadow, held, now_ns)
             case Said(word):
-                return [Post(self.front, word)] if self.front.endpoint else []
+                believed = self._copies.believed(word) if isinstance(word, Held) else word
+                return [Post(self.front, believed)] if self.front.endpoint else []
             case Met(front):
                 self.front = front
                 return []
@@ -120,13 +113,15 @@ class Stage:
             case Load() | Unload() | Measure() | AskHeld():
                 return [Do(word)]
             case Replicate():
-                return self._replicate(word)
+                return self._copies.replicate(word, self._requests)
             case Free(requests):
-                return self._free(requests)
+                return [Forget(requests), *self._forget(requests)]
+            case Ended(requests):
+                return self._ended(requests)
             case Shadow():
                 return self._shadow(word, body)
             case Missing():
-                return self._again(word)
+                return self._copies.again(word) if word.request in self._requests else []
             case Probe():
                 return list(probed(self.layout, word, self._busy_ns(now_ns)))
             case _:
@@ -137,6 +132,7 @@ class Stage:
             return []
         self.layout, self.front = word, word.front
         self._queue.clear()
+        self._mine.clear()
         parked, self._parked = self._parked, deque()
         return [effect for early, body in parked for effect in self._pass(early, body, now_ns)]
 
@@ -158,18 +154,17 @@ class Stage:
             return []
         word, body = self._queue.popleft()
         self.computing, self._began_ns = word, now_ns
-        self._forget(word.frees)
+        told = self._forget(word.frees)
         self._opened({opening.request for opening in word.opens})
-        hop = self.layout.hops[word.place]
-        return [Compute(word, hop.first, hop.end, body)]
+        hop = self._hop = self.layout.hops[word.place]
+        return [*told, Compute(word, hop.first, hop.end, body)]
 
     def _opened(self, requests: set[RequestId]) -> None:
-        """Whoever gets copies gets a new request's from position 0, which no row tells of where it has a donor."""
-        for request in requests - self._requests:
-            self._freed.pop(request, None)
-            for copy in self._copies.values():
-                copy.sent[request] = 0
+        self._copies.opened(requests - self._requests)
         self._requests |= requests
+        self._mine |= requests
+        for request in requests:
+            self._freed.pop(request, None)
 
     def _busy_ns(self, now_ns: int) -> int:
         return now_ns - self._began_ns if self.computing is not None else 0
@@ -177,10 +172,13 @@ class Stage:
     # -- what was computed ------------------------------------------------------------------------------------------
 
     def _computed(self, event: Computed, now_ns: int) -> list[StageEffect]:
-        word, self.computing = event.word, None
+        word, hop, self.computing = event.word, self._hop, None
+        assert hop is not None
+        refused = event.refused
+        if refused is None:
+            self._copies.computed(word, hop)
         if word.generation != self.layout.generation:
             return []
-        refused = event.refused
         if refused is not None:
             said = Refusal(
                 word.generation, word.batch, word.place, refused.request, refused.kind, refused.held, refused.reason
@@ -188,7 +186,7 @@ class Stage:
             return [Post(self.front, said)]
         spent = (*word.spent_ns, now_ns - self._began_ns)
         out = self._on(word, event, spent)
-        return [*out, *self._copied(word)]
+        return [*out, *self._copies.behind(word, hop)]
 
     def _on(self, word: Pass, event: Computed, spent: tuple[int, ...]) -> list[StageEffect]:
         """To the front from the last hop; else to the next one, which may be on this machine too."""
@@ -204,84 +202,33 @@ class Stage:
             return []
         return [Post(following.address, onward, event.hidden)]
 
-    # -- copies -----------------------------------------------------------------------------------------------------
-
-    def _replicate(self, word: Replicate) -> list[StageEffect]:
-        """Everything held so far at once, whatever comes after each pass."""
-        if not word.node:
-            stopped = [key for key in self._copies if key[1:] == (word.first, word.end)]
-            return [Halt(word.first, word.end, self._copies.pop(key).wanted.address) for key in stopped]
-        self._copies[word.node, word.first, word.end] = Copy(word)
-        return [Export(r, word.first, word.end, 0, -1, word.address) for r in sorted(self._requests)]
-
-    def _again(self, word: Missing) -> list[StageEffect]:
-        """A post was lost on its way to a copy, or fenced off: all that is held from there on."""
-        if word.request not in self._requests:
-            return []
-        copies = [copy.wanted for copy in self._copies.values() if copy.wanted.node == word.node]
-        return [
-            Export(word.request, word.first, word.end, word.held, -1, wanted.address)
-            for wanted in copies
-            if wanted.first <= word.first and word.end <= wanted.end
-        ]
-
-    def _copied(self, word: Pass) -> list[StageEffect]:
-        hop = self.layout.hops[word.place]
-        out: list[StageEffect] = []
-        for copy in self._copies.values():
-            first, end = max(hop.first, copy.wanted.first), min(hop.end, copy.wanted.end)
-            if first < end:
-                out += [self._behind(copy, row, first, end) for row in word.rows]
-        return out
-
-    def _behind(self, copy: Copy, row: Row, first: int, end: int) -> Export:
-        """From where the copy ends, if a pass in between was not told of."""
-        start = min(row.start, copy.sent.get(row.request, row.start))
-        copy.sent[row.request] = row.start + row.count
-        return Export(row.request, first, end, start, row.start + row.count - start, copy.wanted.address)
+    # -- what comes and goes beside the passes ------------------------------------------------------------------------
 
     def _shadow(self, word: Shadow, body: Body) -> list[StageEffect]:
-        if word.request in self._freed or not self._welcome(word):
+        """Not of layers that are computed here, and not late ones of what was freed."""
+        computed = word.request in self._mine and any(
+            hop.node == self.node and hop.first < word.end and word.first < hop.end for hop in self.layout.hops
+        )
+        if computed or (word.request in self._freed and word.start > 0):
             return []
         self._requests.add(word.request)
+        self._freed.pop(word.request, None)
+        self._copies.taken(word)
         return [Import(word, body)]
 
-    def _welcome(self, word: Shadow) -> bool:
-        """From who computes these layers: what a machine says late, of layers that others have taken over, would put
-        drafts that came to nothing in place of what was computed since.
-        """
-        hops = self.layout.hops
-        if any(hop.node == self.node and hop.first < word.end and word.first < hop.end for hop in hops):
-            return False
-        theirs = {layer for hop in hops if hop.node == word.node for layer in range(hop.first, hop.end)}
-        return word.generation > self.layout.generation or all(n in theirs for n in range(word.first, word.end))
+    def _ended(self, requests: tuple[RequestId, ...]) -> list[StageEffect]:
+        """Of those that are computed here the front decides."""
+        copied = tuple(request for request in requests if request in self._requests - self._mine)
+        return [Forget(copied), *self._forget(copied)] if copied else []
 
-    def _missed(self, word: Shadow, held: int, now_ns: int) -> list[StageEffect]:
-        """Asked for once in a while: what comes until the answer does cannot be joined either."""
-        missing = Missing(self.node, word.request, word.first, word.end, held)
-        if now_ns - self._asked.get(missing, now_ns - ASK_AGAIN_NS) < ASK_AGAIN_NS:
-            return []
-        self._asked[missing] = now_ns
-        _bounded(self._asked, FREED_MAX)
-        return [Post(hop.address, missing) for hop in self.layout.hops if hop.node == word.node][:1]
-
-    def _free(self, requests: tuple[RequestId, ...]) -> list[StageEffect]:
-        self._forget(requests)
-        return [Forget(requests)]
-
-    def _forget(self, requests: tuple[RequestId, ...]) -> None:
+    def _forget(self, requests: tuple[RequestId, ...]) -> list[StageEffect]:
+        """Whoever has copies is told, once: two machines may have copies of each other."""
+        known = tuple(request for request in requests if request in self._requests)
         self._requests.difference_update(requests)
-        for copy in self._copies.values():
-            for request in requests:
-                copy.sent.pop(request, None)
+        self._mine.difference_update(requests)
         self._freed.update(dict.fromkeys(requests))
-        _bounded(self._freed, FREED_MAX)
-
-
-def _bounded(known: dict[Any, Any], most: int) -> None:
-    """Forget the oldest."""
-    while len(known) > most:
-        del known[next(iter(known))]
+        bound(self._freed, FREED_MAX)
+        return self._copies.forget(known)
 
 
 def probed(layout: Layout, probe: Probe, busy_ns: int) -> tuple[Post, ...]:
