@@ -16,6 +16,7 @@ import msgspec
 from medley.jobs.check import check
 from medley.jobs.load import job_from_dict
 from medley.jobs.names import new_id
+from medley.jobs.servings import ServingDesk, state_of
 from medley.protocol.codec import text
 from medley.protocol.doors import JoinReply, JoinRequest
 from medley.protocol.errors import UserError, did_you_mean
@@ -27,6 +28,7 @@ from medley.protocol.version import __version__
 from medley.protocol.wire import Envelope
 from medley.roles import ledger
 from medley.roles.context import NodeView
+from medley.roles.roster import WorkerView
 from medley.roles.run import Run
 from medley.runtimes.addresses import address_of
 from medley.runtimes.coordinator import CoordinatorHost
@@ -43,6 +45,7 @@ class Operator:
 
     def __init__(self, host: CoordinatorHost) -> None:
         self._host = host
+        self.servings = ServingDesk(host)
         self._questions = {
             "submit": self._submit,
             "jobs": self._jobs,
@@ -57,6 +60,7 @@ class Operator:
             "tokens": self._tokens,
             "revoke": self._revoke,
             "export": self._export,
+            **self.servings.questions,
         }
 
     def connected(self, node: NodeId, boot: str) -> None:
@@ -227,6 +231,7 @@ class Operator:
         return {
             "term": host.term,
             "version": __version__,
+            "encrypts": host.options.encrypt,
             "uptime_s": (host.clock.now_ns() - host.began_ns) / NS_PER_S,
             "nodes": [self.describe_node(v) for v in host.role.pool.values()],
             "jobs": [self.describe(run) for run in host.role.runs.values()],
@@ -261,12 +266,24 @@ class Operator:
             "platform": capability.platform,
             "job": view.job,
             "tokens_per_s": worker.tokens_per_s if worker else 0.0,
-            "phase": "lost" if not view.connected else "training" if worker and worker.ready else "idle",
+            "serves": self._serves(view),
+            "phase": self._phase(view, worker),
             "leases": sum(h.node == view.node for h in held.values()),
             "shards": sorted(shard for found in shards.values() for shard in found),
             "heard_s_ago": (self._host.clock.now_ns() - view.heard_ns) / NS_PER_S,
             "reason": self._why(view, run, shards),
         }
+
+    def _phase(self, view: NodeView, worker: WorkerView | None) -> str:
+        if not view.connected:
+            return "lost"
+        if worker is not None and worker.ready:
+            return "training"
+        return "serving" if self._serves(view) else "idle"
+
+    def _serves(self, view: NodeView) -> list[JobId]:
+        """For which servings it is a stage."""
+        return [job for job, hosting in self._host.role.servings.live.items() if view.node in hosting.stages]
 
     def _shards_on(self, view: NodeView) -> dict[JobId, list[int]]:
         """Of which jobs it holds which shards."""
@@ -281,6 +298,9 @@ class Operator:
         if not view.connected:
             return "its connection ended"
         parts = [f"holds shard {', '.join(map(str, held))} of {job}" for job, held in shards.items() if held]
+        servings = self._host.role.servings.live
+        serves = self._serves(view)
+        parts += [f"{job}: {state_of(servings[job].stages[view.node])}" for job in serves]
         if run is not None:
             worker = run.ctx.roster.workers.get(view.node)
             if worker is not None:
@@ -291,7 +311,7 @@ class Operator:
                 parts.append("waits to be enlisted")
         elif not view.capability.worker:
             parts = parts or ["keeps parameters for the next job"]
-        else:
+        elif not serves:
             parts.append(self._host.role.why.get(view.node) or "no job needs it")
         return "; ".join(parts)
 

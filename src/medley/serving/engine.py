@@ -56,7 +56,8 @@ class Streams(Protocol):
 class Answering(Protocol):
     """What the API needs of whoever answers: this module's `Engine`, or a pipeline of machines."""
 
-    active: int
+    @property
+    def active(self) -> int: ...
 
     def start(self) -> None: ...
 

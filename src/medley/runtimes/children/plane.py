@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medley.protocol.errors import Damaged, Unavailable, UserError
@@ -22,6 +22,8 @@ from medley.transports.tunnel.contract import pipe_name
 
 DAMAGED = "damaged: "
 UNFINISHED = "medley-tree-"
+
+Posted = Callable[[bytes, memoryview], None]
 
 
 def encode_key(key: bytes | None) -> str:
@@ -71,23 +73,42 @@ def ways() -> Ways:
 
 
 async def open_plane(
-    host: str, port: int, encrypt: bool, handler: Keeper, admission: Admission, curve: Curve | None = None
+    host: str,
+    port: int,
+    encrypt: bool,
+    handler: Keeper,
+    admission: Admission,
+    curve: Curve | None = None,
+    posted: Posted | None = None,
 ) -> tuple[TensorPlane, Address]:
-    """A plane and the address under which peers find it. Port 0: one of the ports that a firewall lets through."""
+    """A plane and the address under which peers find it. Port 0: one of the ports that a firewall lets through.
+
+    `posted` hears one-way posts on the plane's own thread.
+    """
     identity = (curve or Curve.generate()) if encrypt else None
-    plane = await _open_first([port] if port else ports(), host, identity, handler, admission)
+    plane = await _open_first([port] if port else ports(), host, identity, handler, admission, posted)
     return plane, Address(plane.endpoint, encode_key(plane.public_key))
 
 
 async def _open_first(
-    wanted: Sequence[int], host: str, identity: Curve | None, handler: Keeper, admission: Admission
+    wanted: Sequence[int],
+    host: str,
+    identity: Curve | None,
+    handler: Keeper,
+    admission: Admission,
+    posted: Posted | None,
 ) -> TensorPlane:
     """On the first of these ports that is free; on any at all when none is wanted. Raises UserError."""
+
+    async def opened(port: int) -> TensorPlane:
+        return await TensorPlane.open(
+            host, port, identity=identity, allow=admission, handler=handler, ways=ways(), posted=posted
+        )
+
     for port in wanted[:-1]:
         with contextlib.suppress(UserError):
-            return await TensorPlane.open(host, port, identity=identity, allow=admission, handler=handler, ways=ways())
-    last = wanted[-1] if wanted else 0
-    return await TensorPlane.open(host, last, identity=identity, allow=admission, handler=handler, ways=ways())
+            return await opened(port)
+    return await opened(wanted[-1] if wanted else 0)
 
 
 async def fetch(plane: TensorPlane, vault: Address, job: str, name: str, generation: int = 0) -> memoryview:
