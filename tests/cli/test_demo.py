@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.processes import running
 from tests.waiting import until
 
 from medley.cli.main import run
@@ -28,9 +28,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_starts(
 @pytest.mark.timeout(120)
 def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "medley", "demo", "--workers", "1", "--minutes", "5"]
-    pipe = subprocess.PIPE
     environment = {**os.environ, "MEDLEY_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as demo:
+    with running(command, complains=True, env=environment) as demo:
         assert demo.stdout is not None and demo.stderr is not None
         while "all processes are connected" not in (line := demo.stdout.readline()):
             assert line, demo.stderr.read()

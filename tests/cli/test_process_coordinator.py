@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.processes import running
 
 from medley.cli.process_coordinator import _opened
 from medley.protocol.errors import UserError
@@ -34,8 +34,8 @@ def test_its_process_ends_with_one_sentence_and_status_2(tmp_path: Path) -> None
     options = tmp_path / "options.json"
     options.write_bytes(msgspec.json.encode(CoordinatorOptions(tmp_path), enc_hook=str))
     command = [sys.executable, "-m", "medley.cli.process_coordinator", str(options)]
-    pipe = subprocess.PIPE  # its standard input stays open: it would end with whoever holds the other end
-    with subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) as process:
+    # its standard input stays open: it would end with whoever holds the other end
+    with running(command, speaks=False, complains=True) as process:
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait(60) == 2

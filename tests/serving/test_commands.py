@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import openai
 import pytest
 from click.testing import CliRunner
+from tests.processes import running
 
 from medley.cli import ask, chat, eval, serve
 from medley.cli.main import run
@@ -106,8 +106,7 @@ def test_help_has_an_example(command: object) -> None:
 def test_serve_answers_and_stops_cleanly(number: signal.Signals) -> None:
     code = "from medley.cli.main import main; main()"
     command = [sys.executable, "-c", code, "serve", "tiny", "--port", "0", "--json", "--api-key", "auto"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
+    with running(command, complains=True) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         with openai.OpenAI(base_url=told["url"], api_key=told["api_key"], max_retries=0) as client:
@@ -117,7 +116,4 @@ def test_serve_answers_and_stops_cleanly(number: signal.Signals) -> None:
                 stranger.models.list()
         process.send_signal(number)
         _, complaints = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert (process.returncode, complaints) == (0, "")
+        assert (process.returncode, complaints) == (0, "")

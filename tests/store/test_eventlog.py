@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.processes import running
 
 from medley.protocol.errors import Damaged, Unavailable, UserError
 from medley.store.errors import Fenced, StoreFull
@@ -183,18 +184,15 @@ def test_a_writer_that_is_replaced_while_it_writes_stops_and_every_acknowledged_
 ) -> None:
     log = open_log()
     command = [sys.executable, "-c", RACE.format(url=log_url)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as racer:
-        try:
-            assert racer.stdin is not None and racer.stdout is not None
-            assert racer.stdout.readline() == "1\n"
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-            acknowledged = [int(racer.stdout.readline()) for _ in range(20)]
-            assert log.acquire_term("replacement") == 2
-            own = log.append([entry("mine")])
-            lines = racer.stdout.read().split()
-        finally:
-            racer.kill()
+    with running(command) as racer:
+        assert racer.stdin is not None and racer.stdout is not None
+        assert racer.stdout.readline() == "1\n"
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+        acknowledged = [int(racer.stdout.readline()) for _ in range(20)]
+        assert log.acquire_term("replacement") == 2
+        own = log.append([entry("mine")])
+        lines = racer.stdout.read().split()
     assert lines[-1] == "fenced"
     acknowledged += [int(line) for line in lines[:-1]]
     stored = list(log.read())
@@ -206,8 +204,9 @@ def test_a_writer_that_is_replaced_while_it_writes_stops_and_every_acknowledged_
 def test_concurrent_first_opens_agree(log_url: str) -> None:
     script = f"from medley.store.eventlog import EventLog\nprint(EventLog.open({log_url!r}).acquire_term('x'))"
     command = [sys.executable, "-c", script]
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    terms = sorted(int(racer.communicate(timeout=60)[0]) for racer in racers)
+    with ExitStack() as stack:
+        racers = [stack.enter_context(running(command)) for _ in range(3)]
+        terms = sorted(int(racer.communicate(timeout=60)[0]) for racer in racers)
     assert terms == [1, 2, 3]
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import ssl
 import stat
-import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.processes import running
 
 from medley.protocol.errors import PeerError, UserError
 from medley.transports.identity import (
@@ -133,9 +134,10 @@ def test_two_processes_that_start_at_once_share_one_authority(tmp_path: Path) ->
         f"print(Authority.open({str(tmp_path)!r}, {NOW_NS}).fingerprint)"
     )
     command = [sys.executable, "-c", script]
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert len({racer.communicate(timeout=60)[0] for racer in racers}) == 1
-    assert all(racer.returncode == 0 for racer in racers)
+    with ExitStack() as stack:
+        racers = [stack.enter_context(running(command)) for _ in range(3)]
+        assert len({racer.communicate(timeout=60)[0] for racer in racers}) == 1
+        assert all(racer.returncode == 0 for racer in racers)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
