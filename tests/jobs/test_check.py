@@ -127,6 +127,7 @@ def test_the_rest_of_the_pairs_that_clash() -> None:
     assert "llama-tiny has positions for 1024" in refused(("model.context_tokens", 2048))
     assert "set a rank from 8 to 64" in refused(("model.lora.targets", ["q"]))
     assert "has no staleness bound" in refused(("train.sync.staleness_adaptive", True))
+    assert "mode 'async' has no rounds" in refused(("train.sync.backups", 1), ("train.sync.mode", "async"))
     assert "model.base is empty" in refused(("model.base", ""))
     check(job(plateau))
     check(job(("train.optimizer.momentum", 0.9), ("train.optimizer.kind", "sgd")))

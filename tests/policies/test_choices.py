@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medley.policies import pace, rounds, schedule, staleness
+from medley.policies import backups, pace, rounds, schedule, staleness
+from medley.policies.backups import Given, Idle, Late
 from medley.policies.grace import FIRST_WAIT_NS, FLOOR_NS, allowance_ns
 from medley.policies.liveness import SILENCE_FLOOR_NS, silent_too_long
 from medley.policies.rounds import RoundView
@@ -159,6 +160,16 @@ def test_async_commits_at_once_and_local_sgd_gives_a_little_slack() -> None:
     local = Train(sync=Sync(mode="local-sgd", quorum=0.5))
     assert not closed(local, 2, 4, 1.0)
     assert closed(local, 2, 4, 3.0)
+
+
+def test_the_latest_lease_goes_to_the_fastest_idle_machine() -> None:
+    late = [Late(1, "a", 3 * NS_PER_S), Late(2, "b", 9 * NS_PER_S), Late(3, "c", NS_PER_S)]
+    idle = [Idle("x", 10.0), Idle("y", 40.0), Idle("z", 0.0)]
+    chosen = backups.choose(late, idle, 2 * NS_PER_S, room=4)
+    assert [one.plan for one in chosen] == [Given(2, "y"), Given(1, "x")]  # the third is not late
+    assert "lease 2 of b has taken 9.0 s, others need 2.0 s at most; y, which is idle" in chosen[0].reason
+    assert [one.plan for one in backups.choose(late, idle, 2 * NS_PER_S, room=1)] == [Given(2, "y")]
+    assert backups.choose(late, [], 2 * NS_PER_S, room=4) == []
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.floats(0, 100))

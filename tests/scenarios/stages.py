@@ -37,6 +37,7 @@ def make_spec(options: dict[str, str]) -> JobSpec:
                 mode=options.get("mode", "sync"),  # type: ignore[arg-type]
                 slots=int(options.get("slots", "0")),
                 quorum=float(options.get("quorum", "0.75")),
+                backups=int(options.get("backups", "0")),
                 staleness_bound=int(options.get("bound", "4")),
                 staleness_power=0.0,
                 in_flight=int(options.get("in_flight", "2")),

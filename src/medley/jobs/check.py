@@ -51,6 +51,7 @@ _RANGES: tuple[tuple[str, str, float, float, str], ...] = (
     ("train.sync.slots", "[", 0, 1024, "]"),
     ("train.sync.quorum", "(", 0, 1, "]"),
     ("train.sync.grace_mad", "[", 0, 1000, "]"),
+    ("train.sync.backups", "[", 0, 1024, "]"),
     ("train.sync.staleness_bound", "[", 0, 100_000, "]"),
     ("train.sync.staleness_power", "[", 0, 10, "]"),
     ("train.sync.in_flight", "[", 1, 16, "]"),
@@ -202,6 +203,11 @@ def _modes(spec: JobSpec) -> Iterator[str]:
         yield (
             f"train.sync.local_steps is {sync.local_steps}, but mode '{sync.mode}' sends each step's gradient: "
             "set train.sync.mode to 'local-sgd', or local_steps to 1"
+        )
+    if sync.backups and sync.mode != "sync":
+        yield (
+            f"train.sync.backups is {sync.backups}, but mode '{sync.mode}' has no rounds that wait for a lease: "
+            "set train.sync.mode to 'sync', or backups to 0"
         )
     if sync.staleness_adaptive and sync.mode != "async":
         yield (

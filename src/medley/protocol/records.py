@@ -79,8 +79,17 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
+class Backed:
+    """A second lease, on the samples of lease `backs`: whichever is merged first, the other one is given back."""
+
+    lease: LeaseId
+    node: NodeId
+    backs: LeaseId
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
-    """Leases whose samples are open again."""
+    """Leases whose samples are open again, unless another lease still has them."""
 
     leases: tuple[LeaseId, ...]
     reason: str
@@ -185,6 +194,7 @@ JobRecord = (
     | Placed
     | Promoted
     | Leased
+    | Backed
     | Returned
     | Committed
     | Aborted

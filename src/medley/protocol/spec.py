@@ -88,6 +88,7 @@ class Sync:
     local_steps: int = 1  # H: optimiser steps between two updates; local-sgd wants 8-500
     slots: int = 0  # leases in a round; 0: one for each worker that is there
     quorum: float = 0.75  # fraction of a round's slots that may commit once the grace is over
+    backups: int = 0  # sync: so many leases of a round that are late are computed by somebody idle as well
     grace_mad: float = 6.0  # grace = median + this many median absolute deviations of recent arrivals
     staleness_bound: int = 4  # async: updates older than this many commits are refused (and carried)
     staleness_adaptive: bool = False  # async: bound / relative speed of the worker, within [1, 4 x bound]

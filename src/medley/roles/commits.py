@@ -15,7 +15,7 @@ from medley.policies.grace import allowance_ns
 from medley.policies.rounds import RoundView
 from medley.policies.weights import Candidate, member_weights, step_scale
 from medley.protocol.effects import Reject
-from medley.protocol.ids import NS_PER_S, NodeId, UpdateId
+from medley.protocol.ids import NS_PER_S, LeaseId, NodeId, UpdateId
 from medley.protocol.messages import Commit, Outcome, UpdateReady
 from medley.protocol.records import Aborted, Committed, MemberRecord, StateChanged
 from medley.roles import grants, ledger, saving
@@ -134,7 +134,21 @@ def _complete(ctx: Context) -> list[UpdateId]:
     for update in fresh:
         if not _refuse(ctx, update):
             roster.whole[update] = None
-    return [u for u in roster.updates if u in roster.whole]
+    return _one_of_each(ctx, [u for u in roster.updates if u in roster.whole])
+
+
+def _one_of_each(ctx: Context, updates: list[UpdateId]) -> list[UpdateId]:
+    """Of two updates with the same samples, the one that was announced first."""
+    if ctx.prepared.spec.train.sync.backups == 0:
+        return updates
+    chosen: list[UpdateId] = []
+    taken: set[LeaseId] = set()
+    for update in updates:
+        leases = ctx.roster.updates[update].report.leases
+        if not taken & set(leases):
+            chosen.append(update)
+            taken.update(t for n in leases if (t := ledger.twin(ctx.ledger, n)))
+    return chosen
 
 
 def _awaits_measurement(ctx: Context) -> bool:
@@ -163,7 +177,7 @@ def _expected(ctx: Context) -> int:
     held = [h for h in ctx.ledger.leases.values() if not h.carried]
     if ctx.prepared.spec.train.sync.mode == "sync":
         number = ctx.state.version + 1
-        granted = sum(h.round <= number for h in held)
+        granted = sum(h.round <= number and not h.backs for h in held)
         slots = ctx.prepared.spec.train.sync.slots  # what a new coordinator knows of a round that was being filled
         return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, slots))
     return len({h.node for h in held})
@@ -199,7 +213,7 @@ def _refuse(ctx: Context, update: UpdateId) -> bool:
     if age <= limit:
         return False
     waits = any(h.carried and h.node == flight.node for h in ctx.ledger.leases.values())
-    carry = not waits and not ledger.exhausted(ctx.ledger)
+    carry = not waits and not ledger.exhausted(ctx.ledger) and not _twins(ctx, [update])
     _abort(ctx, update, carry, f"staleness {age} is over the bound of {limit}")
     return True
 
@@ -240,7 +254,16 @@ def _count_not_finite(ctx: Context) -> None:
         ctx.explain(ctx.job, f"failed: {reason}")
 
 
+def _twins(ctx: Context, updates: Sequence[UpdateId]) -> tuple[LeaseId, ...]:
+    """Second leases of the samples in these updates."""
+    if ctx.prepared.spec.train.sync.backups == 0:
+        return ()
+    leases = [n for u in updates for n in ctx.roster.updates[u].report.leases]
+    return tuple(t for n in leases if (t := ledger.twin(ctx.ledger, n)))
+
+
 def _commit(ctx: Context, updates: Sequence[UpdateId], now_ns: int) -> None:
+    grants.take_back(ctx, _twins(ctx, updates), "somebody else was first with the same samples")
     held = ctx.ledger.leases
     ordered = sorted(updates, key=lambda u: held[ctx.roster.updates[u].report.leases[0]].span)
     flights = [ctx.roster.updates[u] for u in ordered]

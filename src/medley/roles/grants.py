@@ -1,19 +1,21 @@
 """Who gets which samples, and from which version to begin.
 
 In `sync`, leases belong to rounds: round r starts from version r - 1, and its slots are the next spans of the
-order; leases of the following round are given out early so that they are tokenised in time. Elsewhere a worker
-always has one lease in hand and one ahead. A base is pinned at every shard before its worker is told.
+order; leases of the following round are given out early so that they are tokenised in time; those that are late may
+be computed by somebody idle as well. Elsewhere a worker always has one lease in hand and one ahead. A base is pinned
+at every shard before its worker is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from medley.policies import pace, schedule
+from medley.policies import backups, pace, schedule
+from medley.policies.backups import Idle, Late
 from medley.policies.grace import allowance_ns
 from medley.protocol.ids import NS_PER_S, LeaseId, NodeId
 from medley.protocol.messages import Base, Lease, Revoke
-from medley.protocol.records import Leased, Returned
+from medley.protocol.records import Backed, Leased, Returned
 from medley.roles import ledger
 from medley.roles.context import CHECKPOINT, MEASUREMENT, Context
 from medley.roles.ledger import HeldLease
@@ -33,6 +35,7 @@ def advance(ctx: Context, now_ns: int) -> None:
             _revoke_hung(ctx, now_ns)
         _reopen_stranded(ctx)
         grant(ctx, now_ns)
+        _back_up(ctx, now_ns)
     if ctx.shards_ready():
         answer_bases(ctx, now_ns)
 
@@ -125,7 +128,7 @@ def _grant_rounds(ctx: Context, now_ns: int) -> None:
 
 
 def _round(ctx: Context, number: int) -> list[HeldLease]:
-    return [h for h in ctx.ledger.leases.values() if h.round == number and not h.carried]
+    return [h for h in ctx.ledger.leases.values() if h.round == number and not h.carried and not h.backs]
 
 
 def _least_busy(counts: dict[NodeId, int], ready: list[NodeId]) -> NodeId:
@@ -136,6 +139,37 @@ def _busy(ctx: Context, number: int) -> dict[NodeId, int]:
     """How many open leases of rounds up to this one each worker has."""
     leases = ctx.ledger.leases
     return {node: sum(leases[n].round <= number for n in held) for node, held in open_leases(ctx).items()}
+
+
+def _back_up(ctx: Context, now_ns: int) -> None:
+    """Leases of the present round that are late, to machines that have nothing to do in it."""
+    sync = ctx.prepared.spec.train.sync
+    if sync.mode != "sync" or sync.backups == 0:
+        return
+    room = max(0, sync.backups - sum(h.backs > 0 for h in ctx.ledger.leases.values()))
+    busy, speeds = _busy(ctx, ctx.state.version + 1), ctx.roster.speeds()
+    idle = [Idle(n, speeds.get(n, 0.0)) for n in ctx.roster.ready_workers() if not busy.get(n)]
+    limit_ns = allowance_ns(list(ctx.lease_times_ns), sync.grace_mad)
+    for given in backups.choose(_late(ctx, now_ns) if idle else [], idle, limit_ns, room):
+        lease, held = ctx.ledger.next_lease, ctx.ledger.leases[given.plan.lease]
+        ctx.persist(Backed(lease, given.plan.node, given.plan.lease))
+        ctx.granted_ns[lease] = now_ns
+        ctx.send(given.plan.node, Lease(ctx.job, ctx.generation, lease, held.span, held.steps, held.round))
+        ctx.explain(f"leases of {held.node}", given.reason)
+
+
+def _late(ctx: Context, now_ns: int) -> list[Late]:
+    """Leases of rounds up to the present one that nobody has announced, and that have no second copy yet."""
+    leases, sent = ctx.ledger.leases, sent_leases(ctx)
+    found = []
+    for number, held in leases.items():
+        if held.carried or number in sent or held.round > ctx.state.version + 1 or ledger.twin(ctx.ledger, number):
+            continue
+        worker = ctx.roster.workers.get(held.node)
+        granted_ns = max(ctx.round_opened_ns, ctx.granted_ns.get(number, 0))
+        begun_ns = worker.begun.get(number, granted_ns) if worker is not None else granted_ns
+        found.append(Late(number, held.node, now_ns - begun_ns))
+    return found
 
 
 def _grant_freely(ctx: Context, now_ns: int, nodes: list[NodeId], counts: dict[NodeId, int]) -> None:

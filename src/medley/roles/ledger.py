@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from medley.protocol.ids import LeaseId, NodeId, Version
 from medley.protocol.messages import Span
-from medley.protocol.records import Aborted, Committed, Leased, Returned
+from medley.protocol.records import Aborted, Backed, Committed, Leased, Returned
 
 
 @dataclass(slots=True)
@@ -22,6 +22,7 @@ class HeldLease:
     steps: int
     round: int
     carried: bool = False
+    backs: LeaseId = 0  # the lease of the same samples that this one is a second copy of
 
 
 @dataclass(slots=True)
@@ -64,10 +65,27 @@ def lease(state: LedgerState, record: Leased) -> None:
     state.next_lease = max(state.next_lease, record.lease + 1)
 
 
+def back(state: LedgerState, record: Backed) -> None:
+    first = state.leases[record.backs]
+    state.leases[record.lease] = HeldLease(record.node, first.span, first.steps, first.round, backs=record.backs)
+    state.next_lease = max(state.next_lease, record.lease + 1)
+
+
+def twin(state: LedgerState, number: LeaseId) -> LeaseId:
+    """The other lease of the same samples; 0 if there is none."""
+    held = state.leases[number]
+    return held.backs or next((n for n, h in state.leases.items() if h.backs == number), 0)
+
+
 def give_back(state: LedgerState, record: Returned) -> None:
     for number in record.leases:
-        held = state.leases.pop(number, None)
-        if held is not None:
+        if number not in state.leases:
+            continue
+        other = twin(state, number)
+        held = state.leases.pop(number)
+        if other:
+            state.leases[other].backs = 0  # it is the only one now
+        else:
             state.opened = merge([*state.opened, held.span])
 
 
@@ -121,7 +139,7 @@ def exhausted(state: LedgerState) -> bool:
 
 def missing(state: LedgerState) -> int:
     """Positions below the cursor that are neither committed, leased nor open: always 0."""
-    held = count(h.span for h in state.leases.values()) + count(state.opened)
+    held = count(h.span for h in state.leases.values() if not h.backs) + count(state.opened)
     return state.cursor - committed_samples(state) - held
 
 

@@ -16,6 +16,7 @@ from medley.protocol.ids import Generation, JobId, LeaseId, UpdateId, Version
 from medley.protocol.plan import Plan
 from medley.protocol.records import (
     Aborted,
+    Backed,
     CheckpointDamaged,
     CheckpointSealed,
     Committed,
@@ -107,6 +108,8 @@ def apply(state: RunState, record: JobRecord, keep: int) -> None:
             ]
         case Leased():
             ledger.lease(state.ledger, record)
+        case Backed():
+            ledger.back(state.ledger, record)
         case Returned():
             ledger.give_back(state.ledger, record)
             _forget_carried(state, record.leases)

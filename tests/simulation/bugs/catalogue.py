@@ -77,8 +77,22 @@ COMMITS = [
     _bug(
         "a worker carries twice",
         ROLES + "commits",
-        "    carry = not waits and not ledger.exhausted(ctx.ledger)\n",
-        "    carry = not ledger.exhausted(ctx.ledger)\n",
+        "    carry = not waits and not ledger.exhausted(ctx.ledger) and",
+        "    carry = not ledger.exhausted(ctx.ledger) and",
+        "T2",
+    ),
+    _bug(
+        "both copies of a lease are merged",
+        ROLES + "commits",
+        '    grants.take_back(ctx, _twins(ctx, updates), "somebody else was first with the same samples")\n',
+        "",
+        "D1",
+    ),
+    _bug(
+        "a refusal is forgotten before it is heard",
+        ROLES + "commits",
+        "    if update in ctx.roster.refused:\n",
+        "    if False:\n",
         "T2",
     ),
     _bug(
@@ -190,8 +204,8 @@ LEDGER = [
     _bug(
         "a number of a lease is given twice",
         ROLES + "ledger",
-        "max(state.next_lease, record.lease + 1)",
-        "max(state.next_lease, record.lease)",
+        "record.steps, record.round)\n    state.next_lease = max(state.next_lease, record.lease + 1)",
+        "record.steps, record.round)\n    state.next_lease = max(state.next_lease, record.lease)",
         "J3",
         "D3",
     ),

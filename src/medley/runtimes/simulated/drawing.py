@@ -4,6 +4,7 @@ boundaries as a large one, in a hundredth of the time.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Literal
 
@@ -85,7 +86,7 @@ def draw_spec(random: Random, name: str = "j") -> JobSpec:
 
 
 def _sync(random: Random, mode: Literal["sync", "async", "local-sgd"], deterministic: bool) -> Sync:
-    return Sync(
+    sync = Sync(
         mode=mode,
         local_steps=random.choice([1, 2, 4]) if mode == "local-sgd" else 1,
         slots=random.choice([2, 3]) if deterministic else random.choice([0, 0, 2, 4]),
@@ -95,3 +96,4 @@ def _sync(random: Random, mode: Literal["sync", "async", "local-sgd"], determini
         staleness_power=random.choice([0.0, 1.0]),
         in_flight=random.choice([1, 2, 3]),
     )
+    return replace(sync, backups=sync.in_flight - 1) if mode == "sync" else sync  # there the one drawn means nothing

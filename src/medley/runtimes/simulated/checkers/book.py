@@ -6,7 +6,7 @@ The arithmetic is the proof's: the gradient of position i is one in coordinate i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from medley.protocol.messages import Span
 from medley.protocol.plan import Plan
 from medley.protocol.records import (
     Aborted,
+    Backed,
     CheckpointDamaged,
     CheckpointSealed,
     Committed,
@@ -47,6 +48,7 @@ class Held:
     span: Span
     round: int
     generation: Generation
+    backs: LeaseId = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class Book:
                 _promoted(self.of(stream), record)
             case Leased():
                 _leased(self.of(stream), record)
+            case Backed():
+                _backed(self.of(stream), record)
             case Returned():
                 _returned(self.of(stream), record.leases)
             case Committed():
@@ -227,12 +231,31 @@ def _leased(account: Account, record: Leased) -> None:
     account.leases[record.lease] = Held(record.node, record.span, record.round, account.generation)
 
 
+def _backed(account: Account, record: Backed) -> None:
+    first = account.leases.get(record.backs)
+    if record.lease in account.numbers:
+        raise Violation("J3", f"lease {record.lease} was given twice")
+    if first is None or first.node == record.node or _twin(account, record.backs):
+        raise Violation("D3", f"lease {record.lease} of {record.node} is a second one of {record.backs}: {first}")
+    account.numbers.add(record.lease)
+    account.leases[record.lease] = replace(first, node=record.node, backs=record.backs)
+
+
+def _twin(account: Account, number: LeaseId) -> LeaseId:
+    """The other lease of the same samples; 0 if there is none."""
+    return account.leases[number].backs or next((n for n, h in account.leases.items() if h.backs == number), 0)
+
+
 def _returned(account: Account, leases: tuple[LeaseId, ...]) -> None:
     for number in leases:
-        held = account.leases.pop(number, None)
-        if held is None:
+        if number not in account.leases:
             raise Violation("J3", f"lease {number} is given back and nobody holds it")
-        account.taken[account.positions(held.span)] = False
+        twin = _twin(account, number)
+        held = account.leases.pop(number)
+        if twin:
+            account.leases[twin] = replace(account.leases[twin], backs=0)
+        else:
+            account.taken[account.positions(held.span)] = False
         account.carried.get(held.node, set()).discard(number)
 
 
@@ -246,6 +269,8 @@ def _committed(account: Account, record: Committed) -> None:
         _decide(account, member.update, "committed")
         part = np.zeros(account.plan.samples)
         for number in member.leases:
+            if number in account.leases and (twin := _twin(account, number)):
+                raise Violation("D1", f"{member.update} is merged with lease {number}, its samples are in {twin} too")
             held = account.leases.pop(number, None)
             if held is None:
                 raise Violation("J3", f"{member.update} is merged with lease {number}, which nobody holds")

@@ -13,7 +13,7 @@ from medley.protocol.engine import SealCheckpoint
 from medley.protocol.events import Event
 from medley.protocol.ids import JobId, LeaseId, NodeId, Version
 from medley.protocol.messages import Span
-from medley.protocol.records import Leased
+from medley.protocol.records import Backed, Leased
 from medley.roles.ledger import LedgerState
 from medley.runtimes.simulated.arithmetic import Blocks
 from medley.runtimes.simulated.checkers.book import Account, Book, Used, in_order
@@ -43,7 +43,7 @@ class Samples(Watcher):
             return
         for effect in effects:
             match effect:
-                case Persist(stream, Leased(lease)):
+                case Persist(stream, Leased(lease) | Backed(lease)):
                     self.known.setdefault(stream.removeprefix("job/"), set()).add(lease)
                 case Send(node, m.Lease() as message):
                     self._leased(node, message)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RECORDS = (
     *("Submitted", "Prepared", "StateChanged", "Placed", "Promoted", "Leased", "Returned", "Committed", "Aborted"),
-    *("CheckpointSealed", "HeldoutMeasured"),
+    *("CheckpointSealed", "HeldoutMeasured", "Backed"),
 )
 SENDS = (
     *("Welcome", "AssignWorker", "AssignShard", "Routes", "Peers", "Relay", "Lease", "Base", "Outcome", "Revoke"),

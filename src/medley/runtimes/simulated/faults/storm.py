@@ -31,21 +31,14 @@ if TYPE_CHECKING:
 STORM_NS = 30 * S
 DEADLINE_NS = 900 * S
 ON = 0.5  # the part of the faults that a seed has
-RARE = 6  # times as likely to be picked as others are ...
-SELDOM = {
-    "Aborted",
-    "Promoted",
-    "HeldoutMeasured",
-    "Submitted",
-    "Prepared",
-    "CheckpointSealed",
-    "Snapshot",
-    "Relay",
-    "Drop",
-    "Evaluate",
-    "Evaluated",
-    "EngineDown",
-}
+RARE, RAREST = 6, 24  # times as likely to be picked as others are ...
+SELDOM = dict.fromkeys(
+    (
+        *("Aborted", "Promoted", "HeldoutMeasured", "Submitted", "Prepared", "CheckpointSealed", "Snapshot"),
+        *("Relay", "Drop", "Evaluate", "Evaluated", "EngineDown"),
+    ),
+    RARE,
+) | {"Backed": RAREST}
 GOLDEN = 0.6180339887498949  # its multiples leave the most even gaps: neighbouring seeds share the boundaries evenly
 BRIEF = {"worker measuring", "worker computing", "seal under way", "measurement under way", "finishing"}
 AIMED = 0.4  # so many of the strikes that should meet a brief moment wait for one ...
@@ -93,7 +86,7 @@ class Storm:
         for fault in FAULTS.values():
             for chance in fault.chances:
                 for operation in fault.meets:
-                    boundaries += [(chance, operation)] * (RARE if operation.split()[-1] in SELDOM else 1)
+                    boundaries += [(chance, operation)] * SELDOM.get(operation.split()[-1], 1)
         return {boundaries[int(self.world.kernel.seed * GOLDEN % 1.0 * len(boundaries))]: SURE_TIMES}
 
     # -- what faults use ----------------------------------------------------------------------------------------
