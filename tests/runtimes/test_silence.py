@@ -10,14 +10,11 @@ from pathlib import Path
 import pytest
 
 from medley.protocol.engine import EngineExited, Opened, OpenVault, Progress, Report
-from medley.runtimes import process
-from medley.runtimes.process import EngineProcess
+from medley.runtimes.process import EngineProcess, Patience
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process can be stopped only on POSIX systems")
-def test_a_stopped_engine_is_ended_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "LOOK_S", 0.1)
-    monkeypatch.setattr(process, "SILENT_S", 3.0)
+def test_a_stopped_engine_is_ended_and_says_so(tmp_path: Path) -> None:
     heard: list[Report] = []
 
     def hear(report: Report) -> None:
@@ -25,7 +22,7 @@ def test_a_stopped_engine_is_ended_and_says_so(tmp_path: Path, monkeypatch: pyte
         if isinstance(report, Opened):
             os.kill(child.pid, signal.SIGSTOP)
 
-    child = EngineProcess("vault", hear)
+    child = EngineProcess("vault", hear, patience=Patience(look_s=0.1, silent_s=3.0))
     child.say(OpenVault(str(tmp_path), "127.0.0.1", 0, False))
     asyncio.run(asyncio.wait_for(child.run(), 60))
     assert any(isinstance(report, Progress) for report in heard), "also a vault says that it is alive"

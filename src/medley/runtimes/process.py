@@ -1,6 +1,7 @@
 """A child process seen from its parent: spawn, command, hear, end, and learn how it died.
 
 A child says something every second; one that is silent for long hangs and is ended, which is a death like any other.
+How long is long depends on who waits for it (`Patience`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from medley.concurrency import TaskGroup
@@ -18,16 +20,35 @@ from medley.protocol.engine import Command, EngineExited, Report
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import COMMANDS, REPORTS, frame, read_frame
 
-LOOK_S = 1.0
-SILENT_S = 60.0  # its event loop does not compute, so no load of the machine explains so long a silence
-STARTING_S = 300.0  # before its first word it imports its libraries, from a cold disk at worst
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a parent looks whether its child says something, and how long the child may say nothing.
+
+    A child's event loop does not compute, so no load of the machine explains a minute of silence. Before its first
+    word it imports its libraries, from a cold disk at worst.
+    """
+
+    look_s: float = 1.0
+    silent_s: float = 60.0
+    starting_s: float = 300.0
+
+
+ONE_MINUTE = Patience()
 
 
 class EngineProcess:
     """One engine. `run` owns the process; `say` hands it a command; `heard` gets every report, EngineExited last."""
 
-    def __init__(self, kind: str, heard: Callable[[Report], None], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        heard: Callable[[Report], None],
+        environment: dict[str, str] | None = None,
+        patience: Patience = ONE_MINUTE,
+    ) -> None:
         self._kind = kind
         self._heard = heard
         self._environment = {**os.environ, **(environment or {})}
@@ -35,7 +56,8 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._log = logger("engine", kind=kind)
         self._silent_s = 0.0
-        self._silence_max_s = STARTING_S
+        self._patience = patience
+        self._silence_max_s = patience.starting_s
         self._hung = ""
 
     @property
@@ -81,9 +103,9 @@ class EngineProcess:
         """Counts in looks and not by the clock: when we were stopped ourselves, the child is not to blame."""
         clock = SystemClock()
         while self._silent_s < self._silence_max_s:
-            await clock.sleep(LOOK_S)
-            self._silent_s += LOOK_S
-        self._hung = f"it said nothing for {self._silent_s:.0f} s, so it was ended"
+            await clock.sleep(self._patience.look_s)
+            self._silent_s += self._patience.look_s
+        self._hung = f"it said nothing for {self._silent_s:g} s, so it was ended"
         self._log.warning("engine is silent and is ended")
         self.kill()
 
@@ -99,7 +121,7 @@ class EngineProcess:
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         while (data := await read_frame(process.stdout)) is not None:
-            self._silent_s, self._silence_max_s = 0.0, SILENT_S
+            self._silent_s, self._silence_max_s = 0.0, self._patience.silent_s
             self._heard(REPORTS.decode(data))
 
 
