@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medley.protocol.engine import Report
+from medley.protocol.hosting import HostingEvent
 from medley.protocol.ids import JobId, NodeId
 from medley.protocol.messages import FromNode, ToNode
 
@@ -78,6 +79,6 @@ class Stop:
     """Save everything and stop: a signal, or the end of a person's patience."""
 
 
-CoordinatorEvent = Tick | Heard | Lost | EngineSaid | Submit | Cancel | Resume | Expel | Stop
+CoordinatorEvent = Tick | Heard | Lost | EngineSaid | Submit | Cancel | Resume | Expel | Stop | HostingEvent
 NodeEvent = Tick | Told | EngineSaid
 Event = CoordinatorEvent | NodeEvent

@@ -84,14 +84,22 @@ class Asking:
         if self.options.scheduler != "fifo" and working + len(self.line) > 1 and now_ns - self.decided_ns >= RETHINK_NS:
             self.shared.changed = True
 
-    def ask(self, working: Iterable[Run], vault_open: bool, now_ns: int, wall_ns: int) -> Allotment:
-        """`working` have begun. While there is no vault, no other job can begin."""
+    def ask(
+        self,
+        working: Iterable[Run],
+        vault_open: bool,
+        now_ns: int,
+        wall_ns: int,
+        servings: Iterable[JobFacts] = (),
+    ) -> Allotment:
+        """`working` have begun. While there is no vault, no other job can begin; `servings` need none."""
         self.shared.changed = False
         self.decided_ns = now_ns
         jobs = [self._job(run, now_ns, wall_ns) for run in working]
         if vault_open:
             shown = self.line[: SHOWN + 2 * self.idle]
             jobs += [self._job(self.waits[job][1], now_ns, wall_ns) for _, job in shown]
+        jobs += servings
         nodes = [self._node(view) for view in self.pool.values() if _counts(view, now_ns)]
         view = PoolView(jobs, nodes, self.options.quotas, len(self.shared.keepers))
         allotment = scheduler(self.options.scheduler)(view, now_ns).plan

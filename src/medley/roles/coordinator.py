@@ -1,4 +1,4 @@
-"""The coordinator: who is in the pool, which machines each job has, and every run's side of the conversation.
+"""The coordinator: who is in the pool, which machines each job and each serving has, and every run's side of the talk.
 
 Which machines a job may use its scheduler decides (`allotment`); a run sees only those. The coordinator is the only
 writer of the log. Its state is the fold of that log (`restore`), plus what nodes say of themselves when they
@@ -37,8 +37,20 @@ from medley.protocol.events import (
     Submit,
     Tick,
 )
+from medley.protocol.hosting import BeginServing, EndServing, FrontAsks, ReleaseMachines, SuspectStage
 from medley.protocol.ids import NS_PER_MS, NS_PER_S, JobId, NodeId, Term
-from medley.protocol.messages import Address, FromNode, Heartbeat, Hello, Refused, Welcome
+from medley.protocol.messages import (
+    Address,
+    EngineDown,
+    EngineUp,
+    FromNode,
+    Heartbeat,
+    Hello,
+    PeersSet,
+    Refused,
+    Welcome,
+)
+from medley.protocol.pipeline import STAGE
 from medley.protocol.records import (
     JobRecord,
     NodeRevoked,
@@ -55,6 +67,7 @@ from medley.roles.context import NodeView, Shared, stream
 from medley.roles.presence import Presence
 from medley.roles.returning import Returning
 from medley.roles.run import Run as TrainingRun
+from medley.roles.servings import Servings
 from medley.roles.state import RunState
 
 ROTA = 32  # runs that a tick advances at least, and one in fifty of many
@@ -80,6 +93,7 @@ class Coordinator:
         self.vault = Address("", "")
         self.wall_ns = 0
         self.returning = Returning()
+        self.servings = Servings(self.pool, self.shared)
         self._touched: dict[JobId, TrainingRun] = {}
 
     @property
@@ -142,6 +156,9 @@ class Coordinator:
                 out = self._revoke(node, reason, now_ns)
             case Stop():
                 out = self._stop()
+            case BeginServing() | FrontAsks() | SuspectStage() | ReleaseMachines() | EndServing():
+                self.servings.handle(event, now_ns)
+                out = []
             case _:
                 assert_never(event)
         return [*out, *self._advance(now_ns)]
@@ -174,7 +191,8 @@ class Coordinator:
         self._forget_absent(now_ns)
         for job in list(islice(self.working, max(ROTA, len(self.working) // 50))):
             self._touch(job)
-        self.asking.rethink(len(self.working), now_ns)
+        self.servings.tick(now_ns)
+        self.asking.rethink(len(self.working) + len(self.servings.live), now_ns)
         if (command := self.admission.tick(self.vault)) is not None:
             out.append(Run(command))
         return out
@@ -208,7 +226,11 @@ class Coordinator:
             return []
         if isinstance(message, Heartbeat):
             self.presence.beat(view, now_ns)
+            self.servings.beats(node, message)
         view.heard_ns = now_ns
+        if isinstance(message, EngineUp | EngineDown | PeersSet) and message.shard == STAGE:
+            self.servings.heard(node, message)
+            return []
         for job in _jobs_in(message) if isinstance(message, Heartbeat) else (message.job,):
             if (run := self._touch(job)) is not None:
                 run.heard(node, message, now_ns)
@@ -232,6 +254,7 @@ class Coordinator:
             self.shared.keepers[node] = known
         self.shared.changed = True
         self.returning.take_back(known, message, self.working)
+        self.servings.hello(known, message, now_ns)
         for run in self._touch_jobs_of(node, _jobs_in(message)):
             if run.ctx.plan is not None:
                 run.heard(node, message, now_ns)
@@ -245,6 +268,7 @@ class Coordinator:
         if view is None or view.boot != event.boot or not view.connected:
             return []
         self.presence.away(view, now_ns)
+        self.servings.lost(view.node)
         self._touch_jobs_of(view.node)
         return []
 
@@ -255,6 +279,7 @@ class Coordinator:
         if view is not None:
             view.revoked, view.connected, view.given_up, view.lost_ns = True, False, True, now_ns
         self.presence.left(node)
+        self.servings.lost(node)
         self.shared.keepers.pop(node, None)
         self.shared.changed = True
         for run in self._touch_jobs_of(node):
@@ -346,7 +371,7 @@ class Coordinator:
         touched, self._touched = self._touched, {}
         for job, run in touched.items():
             out += self._settled(job, run, now_ns)
-        return out
+        return [*out, *self.servings.take()]
 
     def _settled(self, job: JobId, run: TrainingRun, now_ns: int) -> list[Effect]:
         """What a run does about what it heard, and where it stands afterwards."""
@@ -395,27 +420,35 @@ class Coordinator:
         """Ask the scheduler, and do what it says. One that ran before need not wait until the vault is open."""
         vault = bool(self.vault.endpoint)
         again = [run for run in self.returning.runs.values() if vault or run.state.state == "running"]
-        allotment = self.asking.ask([*self.working.values(), *again], vault, now_ns, self.wall_ns)
+        servings = self.servings.facts()
+        allotment = self.asking.ask([*self.working.values(), *again], vault, now_ns, self.wall_ns, servings)
         out = self._explain(allotment)
         having = {run.ctx.job: run for run in (*self.working.values(), *again)}
         changed = {
             job: wanted
             for job in dict.fromkeys([*having, *allotment.nodes])
-            if (wanted := set(allotment.nodes.get(job, ()))) != self.runs[job].ctx.allotted or job not in self.working
+            if job in self.runs
+            and (
+                (wanted := set(allotment.nodes.get(job, ()))) != self.runs[job].ctx.allotted or job not in self.working
+            )
         }
-        self._hand_over(changed)
+        serving = self.servings.changed(allotment.nodes)
+        self._hand_over(changed | serving)
         for job, wanted in changed.items():
             if job in having:
                 self._reallot(self.runs[job], wanted, now_ns)
         for job, wanted in changed.items():
             if job in allotment.nodes and job not in self.working:
                 out += self._begin(job, wanted, now_ns)
+        self.servings.allot(serving, now_ns)
         return out
 
     def _hand_over(self, changed: dict[JobId, set[NodeId]]) -> None:
         """Note of each machine whom it works for now."""
         for job, wanted in changed.items():
-            for node in self.runs[job].ctx.allotted - wanted:
+            serving = self.servings.live.get(job)
+            had = serving.allotted if serving is not None else self.runs[job].ctx.allotted
+            for node in had - wanted:
                 if (view := self.pool.get(node)) is not None and view.job == job:
                     view.job = ""
         for job, wanted in changed.items():
