@@ -1,7 +1,7 @@
 """The entry of every engine process: `python -m medley.runtimes.child KIND`, with commands on stdin, reports on
 stdout.
 
-KIND is worker, shard, vault or preparer. The process lives exactly as long as its parent's end of the pipe.
+KIND is worker, shard, stage, vault or preparer. The process lives exactly as long as its parent's end of the pipe.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ def main() -> None:
             from medley.runtimes.children.worker import serve
         case "shard":
             from medley.runtimes.children.shard import serve
+        case "stage":
+            from medley.runtimes.children.stage import serve  # type: ignore[no-redef]
         case "vault":
             from medley.runtimes.children.vault import serve
         case "preparer":

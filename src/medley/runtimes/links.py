@@ -15,6 +15,7 @@ import msgspec
 
 from medley.protocol.ids import JobId
 from medley.protocol.messages import Address, EngineDown, EngineUp, FromNode, Peers, Relay, Routes, ToNode
+from medley.protocol.pipeline import STAGE
 from medley.runtimes.addresses import dialled_here, split
 from medley.runtimes.children.environment import GATE, TRANSPORT
 from medley.transports.identity import Credentials
@@ -87,6 +88,8 @@ class Links:
                 for route in routes:
                     self._know(route.primary, f"shard {route.shard} of {job}")
                 self._know_vault(vault)
+            case Peers(job, _, shard) if shard == STAGE:
+                self._know(message.vault, f"the front end of {job}")
             case Peers():
                 self._know_vault(message.vault)
             case Relay(job, _, shard, backup):

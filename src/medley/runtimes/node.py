@@ -1,4 +1,4 @@
-"""A machine of the pool: hosts worker and shard roles, one control stream, one engine process below each role.
+"""A machine of the pool: hosts worker, shard and stage roles, one control stream, one engine process below each role.
 
 Promises: roles hear their events one at a time, in order; an engine's death is an event, never the node's; a
 silent engine is ended; the node reconnects for ever. Leaves all decisions to the roles.
@@ -23,13 +23,14 @@ from medley.observe.failpoints import hit
 from medley.observe.logs import logger
 from medley.protocol import effects as fx
 from medley.protocol.conditions import Network
-from medley.protocol.engine import EngineExited, OpenShard, OpenWorker, Progress
+from medley.protocol.engine import EngineExited, OpenShard, OpenStage, OpenWorker, Progress
 from medley.protocol.engine import Report as EngineReport
 from medley.protocol.errors import MedleyError, PeerError
 from medley.protocol.events import EngineSaid, Event, Tick, Told
 from medley.protocol.ids import NS_PER_S, JobId, NodeId
 from medley.protocol.messages import (
     AssignShard,
+    AssignStage,
     AssignWorker,
     Called,
     Capability,
@@ -41,8 +42,10 @@ from medley.protocol.messages import (
     ToNode,
     Welcome,
 )
+from medley.protocol.pipeline import STAGE
 from medley.protocol.wire import Envelope
 from medley.roles.shard import Shard
+from medley.roles.stage_host import StageHost
 from medley.roles.worker import Worker
 from medley.runtimes.addresses import route_to, split
 from medley.runtimes.causes import Causes
@@ -50,7 +53,7 @@ from medley.runtimes.children.environment import ENCRYPT, HOST, PORTS, ROOM, por
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.leftovers import sweep
 from medley.runtimes.links import Links
-from medley.runtimes.process import EngineProcess
+from medley.runtimes.process import ONE_MINUTE, EngineProcess, Patience
 from medley.runtimes.shaped import Shaping
 from medley.store.artifacts import ArtifactStore
 from medley.transports.control.client import ControlClient, renew
@@ -60,7 +63,10 @@ TICK_S = 0.25
 RENEW_S = 600.0
 RESPAWN_FIRST_S, RESPAWN_LAST_S, STEADY_NS = 0.1, 5.0, 5 * NS_PER_S
 
-Key = tuple[JobId, int]  # shard -1: the worker
+SERVING = Patience(look_s=0.25, silent_s=0.75)  # somebody reads what a stage computes, word by word
+
+Key = tuple[JobId, int]  # shard -1: the worker; STAGE: the stage
+Role = Worker | Shard | StageHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class NodeOptions:
 class Hosted:
     """A role and its engine's process."""
 
-    role: Worker | Shard
+    role: Role
     causes: Causes = field(default_factory=Causes)
     process: EngineProcess | None = None
     task: asyncio.Task[None] | None = None
@@ -169,7 +175,7 @@ class NodeHost:
     def _heartbeat(self) -> Heartbeat:
         roles = [hosted.role for hosted in self._roles.values()]
         workers = tuple(role.status() for role in roles if isinstance(role, Worker))
-        shards = tuple(role.status() for role in roles if isinstance(role, Shard))
+        shards = tuple(role.status() for role in roles if isinstance(role, Shard | StageHost))
         return Heartbeat(self._options.name, workers, shards)
 
     def _capability(self) -> Capability:
@@ -256,29 +262,40 @@ class NodeHost:
                 self._assigned((job, -1), replace(message, threads=threads))
             case AssignShard(job, _, shard):
                 self._assigned((job, shard), replace(message, threads=message.threads or 1))
+            case AssignStage(job):
+                threads = message.threads or self._options.threads
+                self._assigned((job, STAGE), replace(message, threads=threads))
             case Leave(job, _, shard):
                 self._leave((job, shard), message)
             case _:
                 shard = getattr(message, "shard", -1)
                 self._give((message.job, shard), Told(message))
 
-    def _assigned(self, key: Key, message: AssignWorker | AssignShard) -> None:
+    def _assigned(self, key: Key, message: AssignWorker | AssignShard | AssignStage) -> None:
         if key in self._roles:
             self._give(key, Told(message))
             return
-        options = self._options
-        role: Worker | Shard
-        if isinstance(message, AssignWorker):
-            # A second worker of this process must not repeat the update ids of the first.
-            self._lives += 1
-            life = self._boot if self._lives == 1 else f"{self._boot}-{self._lives}"
-            role = Worker(options.name, life, message, options.allow_code)
-        else:
-            role = Shard(message)
+        role = self._role(message)
         self._roles[key] = Hosted(role)
-        self._shaping.assigned(key[0], message.plan)
+        if not isinstance(message, AssignStage):  # a serving has no network of its own
+            self._shaping.assigned(key[0], message.plan)
         self._log.info("assigned", job=key[0], shard=key[1], generation=message.generation)
         self._execute(key, role.start())
+
+    def _role(self, message: AssignWorker | AssignShard | AssignStage) -> Role:
+        options = self._options
+        match message:
+            case AssignStage():
+                return StageHost(options.name, message)
+            case AssignShard():
+                return Shard(message)
+            case AssignWorker():
+                # A second worker of this process must not repeat the update ids of the first.
+                self._lives += 1
+                life = self._boot if self._lives == 1 else f"{self._boot}-{self._lives}"
+                return Worker(options.name, life, message, options.allow_code)
+            case _:
+                assert_never(message)
 
     def _leave(self, key: Key, message: Leave) -> None:
         hosted = self._roles.pop(key, None)
@@ -302,7 +319,7 @@ class NodeHost:
             match effect:
                 case fx.Report(message):
                     self._send(message)
-                case fx.Run(OpenWorker() | OpenShard()):
+                case fx.Run(OpenWorker() | OpenShard() | OpenStage()):
                     self._spawn(key, hosted, effect)
                 case fx.Run(command):
                     if hosted.process is not None:
@@ -330,8 +347,10 @@ class NodeHost:
         if hosted.born_ns:
             steady = now_ns - hosted.born_ns > STEADY_NS
             delay_s = hosted.respawn_s = RESPAWN_FIRST_S if steady else min(2 * hosted.respawn_s, RESPAWN_LAST_S)
-        kind = "worker" if isinstance(effect.command, OpenWorker) else "shard"
-        process = EngineProcess(kind, lambda report: self._reported(key, process, report), self._environment(key))
+        kind, patience = _KINDS[type(effect.command)]
+        process = EngineProcess(
+            kind, lambda report: self._reported(key, process, report), self._environment(key), patience
+        )
         process.say(effect.command)
         hosted.process = process
         hosted.born_ns = now_ns + int(delay_s * NS_PER_S)
@@ -357,11 +376,11 @@ class NodeHost:
             ROOM: str(options.directory),
             "OMP_NUM_THREADS": str(options.threads or 1),
             **self._links.environment(),
-            **self._shaping.environment(key[0], key[1] >= 0),
+            **self._shaping.environment(key[0], _is_dialled(key)),
         }
 
     def _reported(self, key: Key, process: EngineProcess, report: EngineReport) -> None:
-        report = self._shaping.reported(key[0], key[1] >= 0, report, self._listening)
+        report = self._shaping.reported(key[0], _is_dialled(key), report, self._listening)
 
         def act() -> None:
             hosted = self._roles.get(key)
@@ -376,3 +395,15 @@ class NodeHost:
             self._cause = ""
 
         self._events.put_nowait(act)
+
+
+def _is_dialled(key: Key) -> bool:
+    """Whether other machines connect to this role's engine."""
+    return key[1] != -1
+
+
+_KINDS: dict[type, tuple[str, Patience]] = {
+    OpenWorker: ("worker", ONE_MINUTE),
+    OpenShard: ("shard", ONE_MINUTE),
+    OpenStage: ("stage", SERVING),
+}
