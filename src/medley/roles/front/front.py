@@ -37,8 +37,9 @@ from medley.protocol.serving import (
     Suspect,
     Tick,
 )
-from medley.roles.front.layouts import FrontOptions, Layouts
+from medley.roles.front.layouts import Layouts
 from medley.roles.front.pipeline import Numbers, Pipeline
+from medley.roles.front.planning import FrontOptions
 from medley.roles.front.request import Request
 
 PATIENCE_NS = 300 * NS_PER_S  # without a pipeline, before requests are given up

@@ -6,14 +6,12 @@ on the way ends that attempt, and the next tick begins another with whoever is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from medley.policies.pipeline.describe import Layout, Links, ModelShape, StagePlan, Wanted
+from medley.policies.pipeline.describe import Layout, StagePlan
 from medley.policies.pipeline.drift import moved, slowed
-from medley.policies.pipeline.planner import plan
 from medley.policies.pipeline.repair import Part, merged, repair, reserves
-from medley.protocol.errors import UserError
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
 from medley.protocol.pipeline import (
@@ -27,11 +25,11 @@ from medley.protocol.pipeline import (
     Replicate,
     StageFailed,
     Unload,
-    WireType,
 )
 from medley.protocol.serving import Explain, FrontEffect, Post
 from medley.roles.front.machines import Machines, MachineView
 from medley.roles.front.pipeline import Numbers, Pipeline
+from medley.roles.front.planning import FrontOptions, Parts, parts_of, parts_of_plan, planned, runs
 
 SETTLE_NS = 2 * NS_PER_S  # after the last machine came, until the first plan is made without waiting for more
 LOAD_NS = 900 * NS_PER_S
@@ -42,29 +40,11 @@ REST_NS = 20 * NS_PER_S  # between two moves
 UNMEASURED_NS = 60 * NS_PER_S
 
 
-@dataclass(frozen=True, slots=True)
-class FrontOptions:
-    """`model`: the JSON of `Load.model`. `pins`: as in `medley plan`. `survive`: machines that may die without loading.
-
-    `expected`: so many machines are waited for (at most a minute) before the first plan.
-    """
-
-    model: str
-    shape: ModelShape
-    wanted: Wanted
-    front: Address
-    links: Links
-    wire: WireType = "bf16"
-    pins: str = ""
-    survive: int = 0
-    expected: int = 1
-
-
 @dataclass(slots=True)
 class Change:
     """A pipeline on its way to other hops. `live`: the old ones still work, so KV is copied before the switch."""
 
-    parts: tuple[Part, ...]
+    parts: Parts
     why: str
     live: bool
     since_ns: int
@@ -214,7 +194,8 @@ class Layouts:
         ready = self._ready(now_ns)
         if not ready:
             return []
-        layouts = self._planned(ready)
+        decision = planned(self.options, ready)
+        layouts, self.reason = decision.plan, decision.reason
         if not layouts:
             return self._say("plan", self.reason)
         out: list[FrontEffect] = [Explain("plan", self.reason)]
@@ -226,35 +207,6 @@ class Layouts:
             out += self._begin(pipeline, parts, "the first layout", False, now_ns)
         return out
 
-    def _planned(self, ready: Sequence[MachineView]) -> list[tuple[Part, ...]]:
-        """One tuple of parts for each replica; none, with `reason`, where it cannot be."""
-        options = self.options
-        if options.pins:
-            return self._pinned(ready)
-        machines = [slowed(view.described(), view.slowness) for view in ready if view.measured is not None]
-        if options.survive:
-            spare = [replace(m, memory_nbytes=m.memory_nbytes // 2) for m in machines]
-            decision = plan(options.shape, spare, options.links, options.wanted)
-            if decision.plan is None:
-                decision = plan(options.shape, machines, options.links, options.wanted)
-        else:
-            decision = plan(options.shape, machines, options.links, options.wanted)
-        self.reason = decision.reason
-        if decision.plan is None:
-            return []
-        self.reason += "".join(f"; {out.machine} stays out: {out.reason}" for out in decision.plan.left_out)
-        return [parts_of_plan(one) for one in decision.plan.layout.replicas]
-
-    def _pinned(self, ready: Sequence[MachineView]) -> list[tuple[Part, ...]]:
-        names = {view.node for view in ready}
-        layouts = read_pins(self.options.pins)
-        missing = sorted({part.machine for one in layouts for part in one} - names)
-        if missing:
-            self.reason = f"{', '.join(missing)} must come before the pinned layout can begin"
-            return []
-        self.reason = f"pinned by hand: {self.options.pins}"
-        return layouts
-
     def _rebuild(self, pipeline: Pipeline, now_ns: int) -> list[FrontEffect]:
         """Layers that nobody holds: on a machine that has room, else by a plan of its own."""
         others = [hop.node for p in self.pipelines if p is not pipeline and p.state != "down" for hop in p.hops]
@@ -264,13 +216,13 @@ class Layouts:
             return self._install(pipeline, decision.plan, decision.reason, pipeline.down_ns, now_ns)
         parts = self._back_again(pipeline, living)
         if parts is None and not self.options.pins and all(v.measured is not None for v in living):
-            layouts = self._planned(living) if living else []
+            layouts = planned(self.options, living).plan if living else []
             parts = layouts[0] if layouts else None
         if parts is None:
             return self._say(pipeline.name, f"it waits for machines: {decision.reason}")
         return self._begin(pipeline, parts, "layers were lost with their machine", False, now_ns)
 
-    def _back_again(self, pipeline: Pipeline, living: Sequence[MachineView]) -> tuple[Part, ...] | None:
+    def _back_again(self, pipeline: Pipeline, living: Sequence[MachineView]) -> Parts | None:
         """The same layout, where every machine of it is there (one of them with an empty memory)."""
         names = {view.node for view in living}
         parts = parts_of(pipeline.hops)
@@ -285,9 +237,7 @@ class Layouts:
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    def _begin(
-        self, pipeline: Pipeline, parts: tuple[Part, ...], why: str, live: bool, now_ns: int
-    ) -> list[FrontEffect]:
+    def _begin(self, pipeline: Pipeline, parts: Parts, why: str, live: bool, now_ns: int) -> list[FrontEffect]:
         change = Change(parts, why, live, now_ns)
         self.changes[pipeline.name] = change
         out: list[FrontEffect] = []
@@ -420,7 +370,7 @@ class Layouts:
             needed.setdefault(node, set()).update(range(part.first, part.end))
         out: list[FrontEffect] = []
         for view in self.machines.usable(now_ns):
-            for first, end in _runs(view.loaded - needed.get(view.node, set())):
+            for first, end in runs(view.loaded - needed.get(view.node, set())):
                 out.append(Post(view.address, Unload(self.numbers.next(), first, end)))
                 view.loaded -= set(range(first, end))
         return out
@@ -496,41 +446,8 @@ class Layouts:
         return [Explain(pipeline.name, why), *self._begin(pipeline, parts, why, True, now_ns)]
 
     def _move_away(self, pipeline: Pipeline, usable: Sequence[MachineView], now_ns: int) -> list[FrontEffect]:
-        layouts = self._planned(usable) if usable and not self.options.pins else []
-        if not layouts:
-            return self._say(pipeline.name, f"nobody can take the layers of the machine that leaves: {self.reason}")
-        return self._begin(pipeline, layouts[0], "a machine is drained", True, now_ns)
-
-
-def parts_of(hops: Iterable[Hop]) -> tuple[Part, ...]:
-    return tuple(Part(hop.node, hop.first, hop.end) for hop in hops)
-
-
-def parts_of_plan(stages: Iterable[StagePlan]) -> tuple[Part, ...]:
-    return tuple(Part(stage.machine, stage.first, stage.end) for stage in stages)
-
-
-def read_pins(text: str) -> list[tuple[Part, ...]]:
-    """ "a=14,b=8" as parts, replicas apart by "/"; their sums are checked where the model is known (`medley plan`)."""
-    out = []
-    for one in text.split("/"):
-        parts, first = [], 0
-        for pair in one.split(","):
-            name, equals, layers = pair.strip().rpartition("=")
-            if not equals or not layers.isdecimal() or not int(layers):
-                raise UserError(f"--pin '{pair.strip()}' is not MACHINE=LAYERS, as in desktop=14,laptop=8")
-            parts.append(Part(name, first, first + int(layers)))
-            first += int(layers)
-        out.append(tuple(parts))
-    return out
-
-
-def _runs(layers: set[int]) -> list[tuple[int, int]]:
-    """Contiguous runs [first, end)."""
-    out: list[tuple[int, int]] = []
-    for layer in sorted(layers):
-        if out and out[-1][1] == layer:
-            out[-1] = (out[-1][0], layer + 1)
-        else:
-            out.append((layer, layer + 1))
-    return out
+        decision = planned(replace(self.options, pins=""), usable)
+        if not decision.plan:
+            text = f"nobody can take the layers of the machine that leaves: {decision.reason}"
+            return self._say(pipeline.name, text)
+        return self._begin(pipeline, decision.plan[0], "a machine is drained", True, now_ns)
