@@ -36,8 +36,9 @@ def repair(hops: Sequence[Part], living: Sequence[Held]) -> Decision[tuple[Part,
     out: list[Part] = []
     names: list[str] = []
     for hop in hops:
-        if hop.machine in alive:
-            out.append(hop)
+        holder = alive.get(hop.machine)
+        if holder is not None and holder.layers.issuperset(range(hop.first, hop.end)):
+            out.append(hop)  # a machine that came back with an empty memory is no better than a dead one
             continue
         found = _cover(hop, [m for m in living if not m.taken])
         if found is None:

@@ -109,6 +109,7 @@ class Pipeline:
         self._frees: list[int] = []
         self._last_ns = 0
         self._turn = 0
+        self._plain = False  # no drafts
         self._probing: Probing | None = None
         self._asking: Asking | None = None
 
@@ -182,10 +183,10 @@ class Pipeline:
         self._turn += 1
         request.turn = self._turn
         draws = count == request.backlog
-        drafted = request.draft(MOST) if draws and decoding <= DRAFTING_ROWS else ()
+        drafted = request.draft(MOST) if draws and decoding <= DRAFTING_ROWS and not self._plain else ()
         row = Row(request.id, request.sent, count + len(drafted), 1 + len(drafted) if draws else 0)
         request.sent += row.count
-        request.waiting = draws
+        request.waiting, request.drafted = draws, bool(drafted)
         return Flight(request, row, drafted)
 
     def _send(self, rows: list[Flight], now_ns: int) -> FrontEffect:
@@ -280,7 +281,7 @@ class Pipeline:
         old, self.hops, self.state = self._nodes(), hops, "asking"
         self.flying.clear()
         self.spent_ns = []
-        self._probing, self.down_ns = None, 0
+        self._probing, self.down_ns, self._plain = None, 0, False
         self._frees += self._prefixes.clear()
         word = Layout(self.generation, hops, self._front, self.wire)
         out: list[FrontEffect] = [Post(address, word) for address in self._nodes()]
@@ -321,11 +322,15 @@ class Pipeline:
         return [Explain(self.name, sentence)]
 
     def pause(self) -> None:
-        """Send nothing more, so that a layout can change between two tokens."""
-        if self.state == "serving":
+        """Send nothing more, so that a layout can change between two tokens. Copies hold no drafts: until each request
+        has had a row without one, it only drafts no more, and this must be said again.
+        """
+        self._plain = True
+        if self.state == "serving" and not any(r.drafted for r in self.requests.values()):
             self.state = "pausing"
 
     def go_on(self) -> None:
+        self._plain = False
         if self.state == "pausing":
             self.state = "serving"
 

@@ -21,7 +21,7 @@ Finish = Literal["", "stop", "length"]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`waiting`: a row of it that draws is in flight. `donor`: whose first `donor_tokens` positions it begins with."""
+    """`waiting`: a row of it that draws is in flight. `drafted`: the last one had a draft. `donor`: whose first `donor_tokens` positions it begins with."""
 
     asked: Asked
     asked_ns: int
@@ -29,6 +29,7 @@ class Request:
     sent: int = 0
     opened: bool = False
     waiting: bool = False
+    drafted: bool = False
     donor: int = 0
     donor_tokens: int = 0
     turn: int = 0
@@ -81,7 +82,7 @@ class Request:
     def rewind(self, held: int) -> None:
         """A new generation: so many positions are there, the rest is computed again: one at least draws a token."""
         self.sent = min(held, len(self.tokens) - 1)
-        self.opened = self.waiting = False
+        self.opened = self.waiting = self.drafted = False
         self.donor = self.donor_tokens = 0
 
     def take(self, draws: Sequence[Draw], drafted: tuple[int, ...]) -> tuple[tuple[Draw, ...], Finish]:
