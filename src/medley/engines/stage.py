@@ -84,6 +84,15 @@ class StageEngine:
         return self._parts.layers
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self._shape.dtype
+
+    @property
+    def token_nbytes(self) -> int:
+        """KV of one position in one layer."""
+        return self._shape.token_nbytes
+
+    @property
     def loaded(self) -> tuple[int, ...]:
         return tuple(sorted(self._held.layers))
 

@@ -13,7 +13,7 @@ from medley.protocol.errors import Damaged, Unavailable, UserError
 from medley.protocol.messages import Address
 from medley.runtimes.children.environment import emulated_link, gate, ports, transport
 from medley.store.artifacts import ArtifactStore
-from medley.transports.tensors.contract import Keeper, Peer, Refused
+from medley.transports.tensors.contract import MIB, Keeper, Limits, Peer, Refused
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.ways import Detour, Emulated, Ways
@@ -22,6 +22,7 @@ from medley.transports.tunnel.contract import pipe_name
 
 DAMAGED = "damaged: "
 UNFINISHED = "medley-tree-"
+LIMITS = Limits(post_nbytes=32 * MIB)  # 512 tokens of a wide model, in fp32
 
 Posted = Callable[[bytes, memoryview], None]
 
@@ -102,7 +103,7 @@ async def _open_first(
 
     async def opened(port: int) -> TensorPlane:
         return await TensorPlane.open(
-            host, port, identity=identity, allow=admission, handler=handler, ways=ways(), posted=posted
+            host, port, identity=identity, limits=LIMITS, allow=admission, handler=handler, ways=ways(), posted=posted
         )
 
     for port in wanted[:-1]:
