@@ -65,11 +65,12 @@ class Copies:
                 copy.sent[request] = 0
 
     def computed(self, word: Pass, hop: Hop) -> None:
+        """A row without a draft says that whatever lies before it came true, too."""
         for row in word.rows:
             if row.samples > 1:
                 self._drafts.setdefault(row.request, {})[hop.first, hop.end] = _known_end(row)
             elif row.request in self._drafts:
-                self._overwritten(row.request, hop.first, hop.end, row.start)
+                self._overwritten(row.request, hop.first, hop.end, 0)
 
     def behind(self, word: Pass, hop: Hop) -> list[StageEffect]:
         """What the copies get after this pass."""
