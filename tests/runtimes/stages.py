@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +102,9 @@ class HandFront:
     def post(self, to: Address, word: Word, body: Sequence[Any] = ()) -> None:
         assert self.plane.post(peer_of(to), [pack(word), *body])
 
+    def raw(self, to: Address, post: bytes) -> None:
+        assert self.plane.post(peer_of(to), [post])
+
     async def meet(self, children: list[Child]) -> None:
         """Everybody listens, and admits everybody else."""
         self.children = children
@@ -176,7 +178,3 @@ class HandFront:
 
 def opening(one: int | Opening) -> Opening:
     return one if isinstance(one, Opening) else Opening(one, 0.0, 1.0, 0, 0, 0, -1, 0, 0)
-
-
-def key_bytes(address: Address) -> bytes:
-    return base64.b64decode(address.key)
