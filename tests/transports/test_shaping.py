@@ -175,20 +175,21 @@ def test_a_connection_takes_a_handshake() -> None:
     assert virtually(opened(), SOCKETS_S) == pytest.approx(0.1, abs=0.005)
 
 
-@pytest.mark.parametrize(("secret", "cut", "code"), [("wrong", False, -1), ("", True, 4)])
-def test_strangers_and_silence_are_refused(secret: str, cut: bool, code: int) -> None:
-    async def asked() -> int:
+@pytest.mark.parametrize(("secret", "cut", "code"), [("wrong", False, -1), ("", True, 0)])
+def test_strangers_are_refused_and_silence_ends_the_connection(secret: str, cut: bool, code: int) -> None:
+    async def asked() -> tuple[int, bytes]:
         link = OneLink(CLEAN)
         link.up.cut = link.down.cut = cut
         proxy = Proxy(link.connection, VirtualTimer())
         async with TaskGroup() as tasks:
             running = tasks.create_task(proxy.run())
-            _, writer, answer = await socks(proxy, 9, secret or proxy.secret)
+            reader, writer, answer = await socks(proxy, 9, secret or proxy.secret)
+            rest = await reader.read()
             await hang_up(writer)
             running.cancel()
-        return answer
+        return answer, rest
 
-    assert virtually(asked(), SOCKETS_S) == code
+    assert virtually(asked(), SOCKETS_S) == (code, b"")
 
 
 # -- the control plane ------------------------------------------------------------------------------------------------

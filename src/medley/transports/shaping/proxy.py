@@ -3,6 +3,7 @@ what others dial here.
 
 ZeroMQ speaks SOCKS5 (RFC 1928, RFC 1929) itself, so an engine only needs to know where to ask. Name and password are
 made anew in each life of the node and known to its engines only. Sockets are bound when they are made, served by `run`.
+An engine that cannot be connected is told that it is, and loses the connection: libzmq aborts where a proxy refuses.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from medley.transports.shaping.pipe import Pipe, now_s
 LOOPBACK = "127.0.0.1"
 _LOG = logging.getLogger(__name__)
 _VERSION, _AUTH_VERSION, _PASSWORD, _CONNECT = 5, 1, 2, 1
-_DONE, _UNREACHABLE = 0, 4
+_DONE = 0
 _REST = bytes((0, 1, 0, 0, 0, 0, 0, 0))
 GONE = (OSError, asyncio.IncompleteReadError, ValueError, TimeoutError)
 
@@ -122,7 +123,7 @@ class Proxy:
                 raise TimeoutError("the handshake would take too long on this link")
             far = await self._relay.dial(host, port)
         except GONE:
-            writer.write(bytes((_VERSION, _UNREACHABLE)) + _REST)
+            writer.write(bytes((_VERSION, _DONE)) + _REST)
             raise
         writer.write(bytes((_VERSION, _DONE)) + _REST)
         await self._relay.join((reader, writer), far, streams)

@@ -3,6 +3,9 @@
 ZeroMQ speaks SOCKS5 (RFC 1928) itself, so an engine needs no code for this: it asks the gate for
 `<secret>.<why>.<name>` instead of a host. The secret is made anew in each life of the node and known to its engines
 only. An engine of this very node is connected at once; any other through the coordinator.
+
+An engine is never refused: libzmq 4.3.5 aborts its process when it closes a socket that its proxy has refused. It is
+told that it is connected, and then the connection ends, which libzmq bears as it does a peer that is gone.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class Gate:
     # -- our engines ask --------------------------------------------------------------------------------------------
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._tasks is None or self._open >= self._limits.pipes_per_node:
+        if self._tasks is None or self._open >= 2 * self._limits.pipes_per_node:
             writer.close()
             return
         # Not in asyncio's own task: its fault or cancellation would be nobody's.
@@ -75,15 +78,18 @@ class Gate:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
-        engine = SocketEnd(reader, writer, self._limits)
+        engine, answer = SocketEnd(reader, writer, self._limits), _REFUSED
         try:
             async with asyncio.timeout(self._limits.request_s):
                 why, name = self._request(await _asked(reader, writer))
+            answer = _DONE  # whoever knows the secret is an engine
+            if self._open > self._limits.pipes_per_node:
+                raise PeerError(f"this node has {self._limits.pipes_per_node} pipes already")
             await self._connect(engine, why, name)
         except GONE as error:
             _LOG.info("no pipe: %s", error)
             with contextlib.suppress(*GONE):
-                await engine.write(_ANSWER.pack(_VERSION, _REFUSED, 0, 1, bytes(4), 0))
+                await engine.write(_ANSWER.pack(_VERSION, answer, 0, 1, bytes(4), 0))
         finally:
             self._open -= 1
             await engine.close()
