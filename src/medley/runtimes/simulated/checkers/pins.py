@@ -10,6 +10,7 @@ from medley.protocol import messages as m
 from medley.protocol.effects import Close, Effect, Persist, Send
 from medley.protocol.events import Event, Expel, Heard, Lost
 from medley.protocol.ids import Generation, JobId, NodeId, Version
+from medley.protocol.pipeline import STAGE
 from medley.protocol.records import Placed, Promoted
 from medley.runtimes.simulated.checkers.book import Book
 from medley.runtimes.simulated.checkers.violation import Violation
@@ -126,6 +127,8 @@ class Pins(Watcher):
                 self._needs(world, self._of(job), job, version, f"{node} is told to measure {version}")
             case m.WritePart(job, _, shard, version):
                 self._kept(world, self._of(job), node, shard, version, f"{node} is told to write {version}")
+            case m.Leave(_, _, shard) if shard == STAGE:
+                pass
             case m.Revoke(job) | m.Leave(job):
                 self._of(job).pulling.pop(node, None)
             case _:
