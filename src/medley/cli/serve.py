@@ -1,52 +1,173 @@
-"""`medley serve`: a model over the OpenAI API, until Ctrl-C."""
+"""`medley serve`: a model over the OpenAI API, from this machine or from the machines of a pool, until Ctrl-C."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from medley.cli.asking import Asking, asks
+from medley.cli.watching import announce, watch
+
+if TYPE_CHECKING:
+    from medley.engines.wording import Wording
+    from medley.serving.engine import Answering
+    from medley.serving.fleet import ServeOptions
+    from medley.transports.control.operator import OperatorClient
 
 EPILOG = """\b
 Examples:
   medley serve demo
   medley serve ./my-model --host 0.0.0.0 --port 8080 --api-key auto
+  medley serve ./large --local-stages 3 --weights int8
+  medley serve ./large --pool --survive 1
+  medley serve --watch
 """
 
 
 @click.command("serve", epilog=EPILOG)
-@click.argument("model")
+@click.argument("model", required=False, default="")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Anything but loopback needs --api-key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", envvar="MEDLEY_API_KEY", help="What clients must send; auto makes one and prints it.")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the address as one line of JSON.")
-def command(model: str, host: str, port: int, api_key: str | None, dtype: str, as_json: bool) -> None:
+@click.option("--pool", is_flag=True, help="Split over the machines of the running coordinator.")
+@click.option("--local-stages", type=click.IntRange(0, 64), default=0, help="Split over N processes of this machine.")
+@click.option("--machines", default="", metavar="NAME,...", help="Of the pool, these and no others.")
+@click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True)
+@click.option("--weights", default="", metavar="FORMAT", help="bf16, fp32, int8 or int4; split models only.")
+@click.option("--pin", default="", metavar="NODE=LAYERS,...", help="A layout by hand, as in `medley plan`.")
+@click.option("--survive", type=click.IntRange(0, 1), default=0, show_default=True, help="Deaths without loading.")
+@click.option("--kv-tokens", type=click.IntRange(256, 1 << 24), default=8 * 2048, show_default=True)
+@click.option("--draft/--no-draft", default=True, show_default=True, help="Guess tokens that repeat earlier text.")
+@click.option("--wire", default="auto", show_default=True, help="Hidden states between machines: fp32, bf16, int8.")
+@click.option("--priority", type=int, default=0, show_default=True, help="Against the pool's training jobs.")
+@click.option("--watch", "watching", is_flag=True, help="Show what a pool serves, stage by stage.")
+@asks
+def command(asking: Asking, model: str, watching: bool, **given: Any) -> None:
     """Serve MODEL over the OpenAI API.
 
-    MODEL is a job, a directory in Hugging Face format, or a hub name.
+    MODEL is a job, a directory in Hugging Face format, or a hub name. With --pool or --local-stages its layers are
+    spread over several machines or processes, and a machine that dies costs a pause, no word.
     """
-    from medley.protocol.hosts import is_loopback
-    from medley.serving.guard import LOCAL_NAMES, Guard, require_key
-    from medley.serving.resolve import open_generator
-    from medley.serving.server import bind, run_server, url_of
+    from medley.protocol.errors import UserError
 
-    key = require_key(host, api_key)
-    sock = bind(host, port)
-    with sock:
-        resolved, generator = open_generator(model, dtype)
-        from medley.serving.api import make_app
+    if watching:
+        watch(asking, model)
+        return
+    if not model:
+        raise UserError("say what to serve: medley serve MODEL")
+    if given["pool"] or asking.coordinator or given["local_stages"]:
+        _split(asking, model, given)
+        return
+    split_only = [f"--{name.replace('_', '-')}" for name in ("machines", "weights", "pin", "survive") if given[name]]
+    if split_only:
+        raise UserError(f"{split_only[0]} is for a split model: add --pool or --local-stages N")
+    _whole(asking, model, given)
+
+
+def _whole(asking: Asking, model: str, given: dict[str, Any]) -> None:
+    """In this process."""
+    from medley.serving.guard import require_key
+    from medley.serving.resolve import open_generator
+    from medley.serving.server import bind
+
+    require_key(given["host"], given["api_key"])
+    with bind(given["host"], given["port"]) as sock:
+        resolved, generator = open_generator(model, given["dtype"])
         from medley.serving.engine import Engine
 
-        served = make_app(generator, resolved.name, Engine(generator))
-        app = Guard(served, key, (*LOCAL_NAMES, host) if is_loopback(host) else None)
-        made = key if api_key == "auto" else None
-        run_server(app, sock, lambda: _announce(resolved.name, url_of(sock), made, as_json))
+        _run(asking, given, sock, resolved.name, generator, Engine(generator))
 
 
-def _announce(name: str, url: str, made_key: str | None, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"model": name, "url": f"{url}/v1", "api_key": made_key}))
+def _split(asking: Asking, model: str, given: dict[str, Any]) -> None:
+    from medley.serving.guard import require_key
+    from medley.serving.server import bind
+
+    require_key(given["host"], given["api_key"])
+    with ExitStack() as held:
+        sock = held.enter_context(bind(given["host"], given["port"]))
+        from medley.serving.fleet import open_pipelined
+
+        options, host, encrypt, operator = held.enter_context(_machines(asking, model, given))
+        served = open_pipelined(model, options, host, encrypt, operator)
+        _run(asking, given, sock, served.name, served.words, served.engine)
+
+
+@contextmanager
+def _machines(
+    asking: Asking, model: str, given: dict[str, Any]
+) -> Iterator[tuple[ServeOptions, str, bool, Callable[[], OperatorClient]]]:
+    """The pool that is there, or one of this machine's own for as long as the serving lasts."""
+    if given["local_stages"]:
+        with _local(model, given) as found:
+            yield found
         return
-    click.echo(f"{name} answers at {url}/v1 (Ctrl-C stops)")
-    if made_key:
-        click.echo(f"key: {made_key}")
+    from medley.runtimes.addresses import route_to, split
+    from medley.serving.fleet import ServeOptions
+
+    with asking.client() as client:
+        status = client.ask("status")
+    control = split(status["addresses"]["control"])[0]
+    names = tuple(name.strip() for name in given["machines"].split(",") if name.strip())
+    expected = len(names) or max(1, sum(node["connected"] for node in status["nodes"]))
+    yield (
+        ServeOptions(**_common(given), machines=names, expected=expected, pins=given["pin"]),
+        route_to(control),
+        bool(status["encrypts"]),
+        asking.client,
+    )
+
+
+@contextmanager
+def _local(model: str, given: dict[str, Any]) -> Iterator[tuple[ServeOptions, str, bool, Callable[[], OperatorClient]]]:
+    import tempfile
+    from pathlib import Path
+
+    from medley.jobs.planning import subject
+    from medley.runtimes.local import Pool
+    from medley.serving.fleet import ServeOptions, even_pins, merged
+    from medley.serving.resolve import resolve_model
+    from medley.transports.control.operator import OperatorClient
+    from medley.transports.identity import Credentials
+
+    common = _common(given)
+    stages = given["local_stages"]
+    names = [f"worker-{n + 1}" for n in range(stages)]
+    of = subject(str(merged(resolve_model(model).directory)), common["weights"])
+    pins = given["pin"] or even_pins(names, of.shape.layers)
+    with tempfile.TemporaryDirectory(prefix="medley-serve-", ignore_cleanup_errors=True) as folder:
+        with Pool(Path(folder), stages, 0) as pool:
+            pool.wait_ready()
+
+            def operator() -> OperatorClient:
+                return OperatorClient(pool.address["control"], Credentials.load(Path(folder) / "operator.pem"))
+
+            yield ServeOptions(**common, expected=stages, pins=pins, local=True), "127.0.0.1", False, operator
+
+
+def _common(given: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "weights": given["weights"] or ("fp32" if given["dtype"] == "fp32" else "bf16"),
+        "objective": given["objective"],
+        "kv_tokens": given["kv_tokens"],
+        "survive": given["survive"],
+        "draft": given["draft"],
+        "priority": given["priority"],
+        "wire": given["wire"],
+    }
+
+
+def _run(asking: Asking, given: dict[str, Any], sock: Any, name: str, words: Wording, engine: Answering) -> None:
+    from medley.protocol.hosts import is_loopback
+    from medley.serving.api import make_app
+    from medley.serving.guard import LOCAL_NAMES, Guard, require_key
+    from medley.serving.server import run_server, url_of
+
+    key = require_key(given["host"], given["api_key"])
+    names = (*LOCAL_NAMES, given["host"]) if is_loopback(given["host"]) else None
+    app = Guard(make_app(words, name, engine), key, names)
+    made = key if given["api_key"] == "auto" else None
+    run_server(app, sock, lambda: announce(name, url_of(sock), made, asking.as_json))

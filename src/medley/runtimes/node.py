@@ -63,7 +63,8 @@ TICK_S = 0.25
 RENEW_S = 600.0
 RESPAWN_FIRST_S, RESPAWN_LAST_S, STEADY_NS = 0.1, 5.0, 5 * NS_PER_S
 
-SERVING = Patience(look_s=0.25, silent_s=0.75)  # somebody reads what a stage computes, word by word
+# A front asks a stage that is late within a second; this is for one that nobody waits for.
+SERVING = Patience(look_s=0.25, silent_s=3.0)
 
 Key = tuple[JobId, int]  # shard -1: the worker; STAGE: the stage
 Role = Worker | Shard | StageHost

@@ -17,11 +17,12 @@ from typing import Any, assert_never
 
 from medley.concurrency import TaskGroup
 from medley.observe.logs import logger
-from medley.protocol.errors import FrameError, MedleyError, Unavailable, UserError
+from medley.protocol.errors import FrameError, MedleyError, Unavailable
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
 from medley.protocol.pipeline import Pass, pack, unpack
 from medley.protocol.serving import (
+    Drain,
     Emit,
     Explain,
     Fail,
@@ -81,6 +82,7 @@ class FrontHost:
         self._names: dict[bytes, NodeId] = {}
         self._peers: dict[Address, Peer] = {}
         self._machines: dict[NodeId, Address] = {}
+        self._leaving: set[NodeId] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._admission = Admission()
         self._events: asyncio.Queue[FrontEvent] = asyncio.Queue()
@@ -206,17 +208,17 @@ class FrontHost:
             try:
                 question = {"job": self.job, "after": after}
                 news = await asyncio.to_thread(operator.ask, "serve_news", question, 2 * NEWS_S)
-                after = int(news["number"])
-                if news.get("ended"):
-                    raise UserError(str(news["ended"]))
-                self._heard_news(news)
-            except UserError as error:
-                self.explain("coordinator", f"{error}; the serving begins again")
-                after = 0
-                await self._clock.sleep(RETRY_S)
-                await self._again(operator)
             except Unavailable:
                 await self._clock.sleep(RETRY_S)
+                continue
+            after = int(news["number"])
+            if news["known"] and not news["ended"]:
+                self._heard_news(news)
+                continue
+            self.explain("coordinator", f"{news['ended'] or 'it knows nothing of this serving'}: it begins again")
+            after = 0
+            await self._clock.sleep(RETRY_S)
+            await self._again(operator)
 
     async def _again(self, operator: OperatorClient) -> None:
         try:
@@ -235,6 +237,11 @@ class FrontHost:
         for name, address in machines.items():
             if self._machines.get(name) != address:
                 self.post(MachineUp(name, address))
+        for machine in news["machines"]:
+            if machine["leaving"] and machine["name"] not in self._leaving:
+                self._leaving.add(machine["name"])
+                self.post(Drain(machine["name"]))
+        self._leaving &= set(machines)
         self._machines = machines
 
     async def _note(self, operator: OperatorClient) -> None:

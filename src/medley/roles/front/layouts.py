@@ -331,6 +331,7 @@ class Layouts:
                 pipeline.go_on()
         for number in change.loads:
             self.loads.pop(number, None)
+        self.pipelines = [p for p in self.pipelines if p.hops or p.name in self.changes]  # else it is planned anew
         stops: list[FrontEffect] = [
             Post(address, Replicate(word.number, word.first, word.end, "", Address("", "")))
             for address, word in change.copies

@@ -1,0 +1,141 @@
+"""From MODEL and a pool to a running pipeline: what is served, in which format, by which machines, from which files.
+
+Reads the model's configuration and tokenizer here; weights leave this machine tensor by tensor, for the stages that
+hold them. An adapter is merged into its base first, once. Raises UserError for whatever cannot be served so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medley.engines.wording import Wording, load_words
+from medley.jobs.home import home
+from medley.jobs.planning import LOCAL, Subject, subject
+from medley.models.described import Described, fingerprint
+from medley.models.weightfiles import WeightFiles
+from medley.policies.pipeline.describe import Link, Links, Objective, Wanted
+from medley.protocol.errors import UserError
+from medley.protocol.messages import Address
+from medley.protocol.pipeline import WireType
+from medley.roles.front.front import Front
+from medley.roles.front.planning import FrontOptions, read_pins
+from medley.serving.front_host import Place
+from medley.serving.pipelined import Pipelined
+from medley.serving.resolve import resolve_model
+from medley.serving.weights_keeper import WeightsKeeper
+
+if TYPE_CHECKING:
+    from medley.transports.control.operator import OperatorClient
+
+FAR = Link(1e-3, 100e6)  # between machines of a local network, until they are measured
+SMALL = ("int8", "int4")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What a person asks for. `weights`: bf16, fp32, int8 or int4; `local`: all stages are processes here."""
+
+    weights: str = "bf16"
+    objective: Objective = "latency"
+    pins: str = ""
+    kv_tokens: int = 8 * 2048
+    survive: int = 0
+    draft: bool = True
+    machines: tuple[str, ...] = ()
+    expected: int = 1
+    priority: int = 0
+    wire: str = "auto"
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    name: str
+    words: Wording
+    engine: Pipelined
+
+
+def open_pipelined(
+    model: str, options: ServeOptions, host: str, encrypt: bool, operator: Callable[[], OperatorClient]
+) -> Served:
+    """MODEL over the machines of a pool; `host` is where stages reach this process."""
+    resolved = resolve_model(model)
+    directory = merged(resolved.directory)
+    of = subject(str(directory), options.weights)
+    _check_pins(options.pins, of)
+    words = load_words(directory, resolved.name)
+    weights = WeightFiles.open(directory.joinpath)
+    links = Links(LOCAL if options.local else FAR)
+    wanted = Wanted(options.objective, options.kv_tokens)
+    plain = model_text(resolved.name, directory, options.weights, weights)
+    wire = wire_of(options)
+
+    def make(front: Address) -> Front:
+        pins, survive, expected = options.pins, options.survive, options.expected
+        return Front(FrontOptions(plain, of.shape, wanted, front, links, wire, pins, survive, expected))
+
+    place = Place(resolved.name, host, encrypt, options.machines, options.priority)
+    engine = Pipelined(words, place, make, WeightsKeeper(weights), operator, options.draft)
+    return Served(resolved.name, words, engine)
+
+
+def model_text(name: str, directory: Path, weights: str, files: WeightFiles) -> str:
+    """What every stage is told of the model (`protocol.pipeline.Load`)."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    small = weights in SMALL
+    told = Described(
+        name,
+        fingerprint(files),
+        config,
+        weights if small else "none",  # type: ignore[arg-type]
+        "bf16" if small else weights,  # type: ignore[arg-type]
+        str(directory.resolve()),
+    )
+    return told.text()
+
+
+def wire_of(options: ServeOptions) -> WireType:
+    """Hidden states travel as they are computed, unless a person knows that a link is the slower part."""
+    match options.wire:
+        case "fp32" | "bf16" | "int8":
+            return options.wire  # type: ignore[return-value]
+        case "auto":
+            return "fp32" if options.weights == "fp32" else "bf16"
+    raise UserError(f"--wire '{options.wire}' is unknown; allowed: auto, fp32, bf16, int8")
+
+
+def _check_pins(pins: str, of: Subject) -> None:
+    for parts in read_pins(pins) if pins else []:
+        total = parts[-1].end
+        if total != of.shape.layers:
+            raise UserError(f"--pin gives {total} layers to {parts[0].machine} and those after it, but {of.shape.name} "
+                            f"has {of.shape.layers}")  # fmt: skip
+
+
+def even_pins(names: list[str], layers: int) -> str:
+    """Layers in equal shares, the first machines one more."""
+    if len(names) > layers:
+        raise UserError(f"{len(names)} stages are more than the model's {layers} layers")
+    share, more = divmod(layers, len(names))
+    return ",".join(f"{name}={share + (place < more)}" for place, name in enumerate(names))
+
+
+def merged(directory: Path) -> Path:
+    """A directory whose tensors are the model's; an adapter's are merged with its base's, kept for the next time."""
+    if not (directory / "adapter_config.json").exists():
+        return directory
+    stamp = (directory / "adapter_model.safetensors").stat()
+    target = home() / "merged" / f"{directory.name}-{stamp.st_mtime_ns:x}-{stamp.st_size:x}"
+    if not (target / "config.json").is_file():
+        from medley.engines.stored import load_stored
+
+        model, tokenizer = load_stored(directory, "fp32")
+        beside = target.with_name(target.name + ".unfinished")
+        model.save_pretrained(str(beside), safe_serialization=True)
+        tokenizer.save_pretrained(str(beside))
+        beside.rename(target)
+    return target
