@@ -94,7 +94,7 @@ def test_a_used_token_is_refused_to_another_key(pool: Pool, tmp_path: Path) -> N
 
 def test_a_wrong_secret_is_refused(pool: Pool, tmp_path: Path) -> None:
     said = refused(tmp_path / "n", replace(new_token(pool), secret="x" * 43))
-    assert said.endswith("this token is not known here: ask for a new one with 'medley token'")
+    assert said.endswith("this token is not known here: ask for a new one with 'medley token create'")
 
 
 def test_an_expired_token_is_refused(pool: Pool, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ MAX_USES: Final = 10_000
 RETRY_S: Final = 600
 _CHECKSUM_NBYTES: Final = 4
 _SECRET_NBYTES: Final = 32
-_UNKNOWN: Final = "this token is not known here: ask for a new one with 'medley token'"
+_UNKNOWN: Final = "this token is not known here: ask for a new one with 'medley token create'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +153,14 @@ def redeem(stored: StoredToken | None, secret: str, key_fingerprint: str, now_ns
     if stored is None or not right:
         return Refused(_UNKNOWN)
     if stored.revoked:
-        return Refused("this token was revoked: ask for a new one with 'medley token'")
+        return Refused("this token was revoked: ask for a new one with 'medley token create'")
     again = key_fingerprint in stored.redeemed
     if now_ns >= stored.expires_ns + (RETRY_S * NS_PER_S if again else 0):
-        return Refused("this token has expired: ask for a new one with 'medley token'")
+        return Refused("this token has expired: ask for a new one with 'medley token create'")
     if again:
         return Granted(stored, stored.role, True)
     if len(stored.redeemed) >= stored.uses:
-        return Refused("this token was already used: ask for a new one with 'medley token'")
+        return Refused("this token was already used: ask for a new one with 'medley token create'")
     return Granted(replace(stored, redeemed=(*stored.redeemed, key_fingerprint)), stored.role, False)
 
 
