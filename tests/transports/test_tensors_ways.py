@@ -223,7 +223,7 @@ async def test_a_relayed_pair_turns_to_the_direct_way_when_that_works(
     monkeypatch.setattr(choosing, "PROBE_LAST_S", 0.5)
     shelf = Shelf()
     async with planes(pool, "", "auto", shelf) as (worker, _, peer):
-        choice = worker._engine._dialling._choice
+        choice = worker._engine._calls.dialling._choice
         choice.relayed["tcp://127.0.0.1"] = choosing._Known(SILENT, until=10**9, probe_s=0.2)
         assert await worker.put(peer, header_of("u0", b"x"), [b"x"]) == b"thanks for u0"
         assert worker.counters()["connections_relayed"] == 1

@@ -17,15 +17,15 @@ import zmq
 
 from medley.protocol.errors import FrameError, Unavailable
 from medley.transports.tensors.arrivals import Arrivals
+from medley.transports.tensors.calls import Calls
 from medley.transports.tensors.contract import Keeper, Limits, Peer
 from medley.transports.tensors.curve import ZAP_ENDPOINT, Curve, zap_answer
-from medley.transports.tensors.dialling import Dialling
 from medley.transports.tensors.links import Link, bound
 from medley.transports.tensors.outbound import Attempt, Call
 from medley.transports.tensors.posts import Lost, Postbox, Posted, Posts
 from medley.transports.tensors.refusals import Refusals
 from medley.transports.tensors.transfers import Host, Transfer
-from medley.transports.tensors.ways import Ways
+from medley.transports.tensors.ways import Choice, Ways
 from medley.transports.tensors.wire import (
     BODY_NBYTES_MAX,
     Frame,
@@ -63,7 +63,6 @@ class Engine:
         self.counters: Counter[str] = Counter()
         self._identity, self._allow, self._limits, self._handler = identity, allow, limits, handler
         self._ways = ways
-        self._posts = Posts(limits, self.counters)
         self._postbox = Postbox(limits, self.counters, posted, lost)
         self._blocked = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -98,9 +97,9 @@ class Engine:
         self._refusals = Refusals(self._router, self.counters)
         self._router.bind(endpoint)
         self._arrivals = Arrivals(self._host, self._handler, self._router, self._identity is not None)
-        self._dialling = Dialling(
-            self._host, self._context, self._identity, self._ways, self._posts, self._postbox.lost
-        )
+        around = (self._host, self._context, self._identity, Choice(self._ways))
+        self._calls = Calls(*around)
+        self._posts = Posts(*around, self._wake, self._postbox.lost)
         self._wake_out, self._wake_in = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._wake_in.bind("inproc://wake")
         self._wake_out.connect("inproc://wake")
@@ -120,15 +119,12 @@ class Engine:
         self._commands.append(command)
         self._wake()
 
-    def post(self, peer: Peer, payload: bytes) -> bool:
-        """Have the payload sent soon. False: there is no room for it, or the engine has ended."""
-        if not self._running or not self._posts.queue(peer, payload):
-            return False
-        self._wake()
-        return True
+    def post(self, peer: Peer, message: bytes) -> bool:
+        """Send it, or have it sent soon. False: there is no room for it, or the engine has ended."""
+        return self._running and self._posts.post(peer, message)
 
     def connected(self, peer: Peer) -> bool:
-        return self._dialling.connected(peer)
+        return self._posts.connected(peer)
 
     def backlog(self, peer: Peer) -> int:
         return self._posts.backlog(peer)
@@ -153,22 +149,24 @@ class Engine:
     # -- commands ----------------------------------------------------------------------------------
 
     def call(self, peer: Peer, make: Callable[[Attempt], Call], now: float) -> Call:
-        return self._dialling.call(peer, make, now)
+        return self._calls.call(peer, make, now)
 
     def cancel(self, calls: Iterable[Call]) -> None:
-        self._dialling.cancel(calls)
+        self._calls.cancel(calls)
 
     def revoke(self, key: bytes, now: float) -> None:
         """Refuse the key from now on and end all that it has open."""
         self._revoked.add(key)
         self._arrivals.revoke(key, now)
-        self._dialling.revoke(key)
+        self._calls.revoke(key)
+        self._posts.revoke(key)
 
     def admit(self, key: bytes) -> None:
         """Forget that the key was revoked."""
         self._revoked.discard(key)
         self._arrivals.admit(key)
-        self._dialling.admit(key)
+        self._calls.admit(key)
+        self._posts.admit(key)
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -197,30 +195,33 @@ class Engine:
             self._drain_wake()
         while self._commands:
             self._commands.popleft()(now)
-        self._blocked = self._dialling.pump(now)
         if self._zap is not None and self._zap in ready:
             self._answer_zap()
         if self._refusals.monitor in ready:
             self._refusals.read()
         if self._router in ready:
             self._read(self._router, None, now)
-        for dialled in self._dialling.connections():
-            if dialled.monitor in ready:
-                self._dialling.watch(dialled, now)
+        for dialling in (self._posts.dialling, self._calls.dialling):
+            for dialled in dialling.connections():
+                if dialled.monitor in ready:
+                    dialling.watch(dialled, now)
+        self._blocked = self._posts.pump(now)
+        for dialled in self._calls.dialling.connections():
             if dialled.link.socket in ready and not dialled.link.socket.closed:
                 self._read(dialled.link.socket, dialled.link, now)
         self._flush(now)
         if now >= self._next_tick:
             self._next_tick = now + TICK_S
             self._tick(now)
-        self._dialling.begin(now)
+        self._calls.begin(now)
 
     def _poll(self) -> set[zmq.Socket[bytes]]:
         sockets = [self._wake_in, self._router, self._refusals.monitor]
         if self._zap is not None:
             sockets.append(self._zap)
-        for dialled in self._dialling.connections():
+        for dialled in self._calls.dialling.connections():
             sockets += (dialled.monitor, dialled.link.socket)
+        sockets += (dialled.monitor for dialled in self._posts.dialling.connections())
         timeout_s = BLOCKED_TICK_S if self._dirty or self._blocked else max(0.0, self._next_tick - self._clock())
         ready = zmq.zmq_poll([(socket, zmq.POLLIN) for socket in sockets], int(timeout_s * 1000) + 1)
         return {socket for socket, _ in ready}  # type: ignore[misc]
@@ -242,7 +243,8 @@ class Engine:
 
     def _tick(self, now: float) -> None:
         self._arrivals.tick(now)
-        self._dialling.tick(now)
+        self._calls.tick(now)
+        self._posts.tick(now)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -260,17 +262,15 @@ class Engine:
         try:
             frame = decode_frame(head.buffer)
             if link is None and frame.type is Type.POST:
-                self._postbox.welcome(frame)
-            elif link is None:
-                link = self._arrivals.link_of(route, head, frame, now)
-            if link is not None and frame.type is Type.CHUNK:
-                more = self._chunk(socket, link, frame, more, now)
+                self._postbox.take(self._arrivals.poster(head), frame, head)
             else:
-                body = socket.recv(zmq.DONTWAIT, copy=False) if more else None
-                more = body is not None and body.more
-                if link is None:
-                    self._postbox.take(self._arrivals.poster(head), frame, body)
+                link = link or self._arrivals.link_of(route, head, frame, now)
+                link.heard_at = now
+                if frame.type is Type.CHUNK:
+                    more = self._chunk(socket, link, frame, more, now)
                 else:
+                    body = socket.recv(zmq.DONTWAIT, copy=False) if more else None
+                    more = body is not None and body.more
                     self._frame(link, frame, b"" if body is None else _bounded(body), now)
         except FrameError as error:
             self.counters["frames_refused"] += 1
@@ -281,7 +281,6 @@ class Engine:
 
     def _chunk(self, socket: zmq.Socket[bytes], link: Link, frame: Frame, more: bool, now: float) -> bool:
         """Receive a chunk straight into its transfer's buffer; whether parts of the message remain."""
-        link.heard_at = now
         transfer = link.transfers.get(frame.transfer)
         view = None if transfer is None or transfer.incoming is None else transfer.incoming.landing(frame)
         if transfer is None:
@@ -295,7 +294,6 @@ class Engine:
         return bool(socket.rcvmore)
 
     def _frame(self, link: Link, frame: Frame, body: bytes, now: float) -> None:
-        link.heard_at = now
         transfer = link.transfers.get(frame.transfer)
         if transfer is not None:
             transfer.frame(frame, body, now)
@@ -342,13 +340,14 @@ class Engine:
 
     def _stop(self, now: float) -> None:
         self._running = False
-        self._dialling.end(Unavailable("the tensor plane was closed"))
+        self._calls.end(Unavailable("the tensor plane was closed"))
         self._arrivals.end(now)
 
     def _end(self) -> None:
         with self._wake_lock:
             self._running = False
-        self._dialling.close()
+        self._calls.dialling.close()
+        self._posts.dialling.close()
         self._refusals.close()
         self._context.destroy(0)
         self._tell(self._ended)

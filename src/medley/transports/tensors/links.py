@@ -98,7 +98,7 @@ class Link:
 def bound(socket: zmq.Socket[bytes], limits: Limits) -> None:
     """The options both kinds of socket share: nothing lingers, nothing grows, the dead are noticed."""
     socket.linger = 0
-    socket.maxmsgsize = max(limits.chunk_nbytes_max, limits.post_nbytes, BODY_NBYTES_MAX, HEADER_NBYTES) + CURVE_NBYTES
+    socket.maxmsgsize = max(limits.chunk_nbytes_max, HEADER_NBYTES + limits.post_nbytes, BODY_NBYTES_MAX) + CURVE_NBYTES
     socket.handshake_ivl = int(limits.handshake_s * 1000)
     socket.heartbeat_ivl = int(limits.heartbeat_s * 1000)
     socket.heartbeat_timeout = int(limits.silence_s * 1000)
@@ -122,7 +122,7 @@ class Dialled:
     remake_at: float | None = None
     failures: int = 0
     suspect: bool = False
-    posted_at: float = 0.0
+    used_at: float = 0.0
     why: str = "it does not answer"
 
     def close(self) -> None:

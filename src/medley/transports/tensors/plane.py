@@ -26,7 +26,7 @@ from medley.transports.tensors.engine import Engine
 from medley.transports.tensors.flow import Gather, as_bytes_view
 from medley.transports.tensors.heap import keep_freed_chunks
 from medley.transports.tensors.outbound import Attempt, Call, Get, Progress, Put
-from medley.transports.tensors.posts import Lost, Posted
+from medley.transports.tensors.posts import Lost, Posted, message_of
 from medley.transports.tensors.ways import Ways
 from medley.transports.tensors.wire import Header
 
@@ -153,13 +153,10 @@ class TensorPlane:
         `ValueError` for more than `Limits.post_nbytes`, and `UserError` for a peer that this plane cannot speak to.
         """
         self._check(peer)
-        payload = b"".join(buffers)
-        if len(payload) > self._limits.post_nbytes:
-            raise ValueError(f"a post of {len(payload)} bytes is over the limit of {self._limits.post_nbytes}")
-        return self._engine.post(peer, payload)
+        return self._engine.post(peer, message_of(buffers, self._limits.post_nbytes))
 
     def connected(self, peer: Peer) -> bool:
-        """Whether a connection that we opened to the peer stands."""
+        """Whether a connection stands on which we post to the peer."""
         return self._engine.connected(peer)
 
     def backlog(self, peer: Peer) -> int:

@@ -95,7 +95,7 @@ class Frame:
     ACCEPT of an ASK: total = size of the object, payload = its digest.
     CREDIT: offset = contiguous bytes received, total = absolute limit up to which the sender may send.
     CHUNK: offset and length of the payload, check = its xxh3-64.
-    POST: length of the payload, check = its xxh3-64; no transfer.
+    POST: length of the payload, which follows in the same part of the message, check = its xxh3-64; no transfer.
     """
 
     type: Type
@@ -121,11 +121,15 @@ class Frame:
         return head + _CHECK.pack(xxhash.xxh32_intdigest(head))
 
 
-def decode_frame(raw: bytes | memoryview) -> Frame:
-    """Raise `FrameError` unless `raw` is exactly one undamaged header of this wire version."""
+_TYPES = {int(one): one for one in Type}
+_FLAGS = [Flag(bits) for bits in range(4)]
+
+
+def decode_frame(part: bytes | memoryview) -> Frame:
+    """Raise `FrameError` unless `part` is one undamaged header of this wire version; a POST's payload follows it."""
+    raw = bytes(part[:HEADER_NBYTES])
     if len(raw) != HEADER_NBYTES:
         raise FrameError(f"a frame header is {HEADER_NBYTES} bytes, not {len(raw)}")
-    raw = bytes(raw)
     if raw[:4] != MAGIC:
         raise FrameError("the frame does not open with the magic word")
     if _CHECK.unpack_from(raw, HEADER_NBYTES - 4)[0] != xxhash.xxh32_intdigest(raw[: HEADER_NBYTES - 4]):
@@ -133,10 +137,11 @@ def decode_frame(raw: bytes | memoryview) -> Frame:
     _, version, kind, flags, transfer, offset, length, total, check = _LAYOUT.unpack_from(raw)
     if version != WIRE_VERSION:
         raise FrameError(f"wire version {version}, we speak {WIRE_VERSION}")
-    try:
-        return Frame(Type(kind), transfer, Flag(flags & 3), offset, length, total, check)
-    except ValueError as error:
-        raise FrameError(f"unknown frame type {kind}") from error
+    if kind not in _TYPES:
+        raise FrameError(f"unknown frame type {kind}")
+    if kind != Type.POST and len(part) != HEADER_NBYTES:
+        raise FrameError(f"{len(part) - HEADER_NBYTES} bytes behind a header")
+    return Frame(_TYPES[kind], transfer, _FLAGS[flags & 3], offset, length, total, check)
 
 
 _ENCODER = msgspec.msgpack.Encoder()
