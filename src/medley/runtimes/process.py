@@ -7,6 +7,7 @@ How long is long depends on who waits for it (`Patience`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from medley.protocol.engine import Command, EngineExited, Report
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import COMMANDS, REPORTS, frame, read_frame
 
+LAST_WORDS_S = 1.0  # from the end of its pipe to its own
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -89,6 +91,7 @@ class EngineProcess:
             async with TaskGroup() as tasks:
                 beside = [tasks.create_task(self._write(process)), tasks.create_task(self._watch())]
                 await self._read(process)
+                await _reaped(process)
                 for task in beside:
                     task.cancel()
         finally:
@@ -123,6 +126,13 @@ class EngineProcess:
         while (data := await read_frame(process.stdout)) is not None:
             self._silent_s, self._silence_max_s = 0.0, self._patience.silent_s
             self._heard(REPORTS.decode(data))
+
+
+async def _reaped(process: asyncio.subprocess.Process) -> None:
+    """Its pipe has ended, so it is about to: killing it now could take its exit status from who waits for it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_S):
+            await process.wait()
 
 
 def _how(code: int, oom: bool) -> tuple[str, bool]:
