@@ -37,7 +37,7 @@ from medley.transports.tensors.contract import Keeper
 from medley.transports.tensors.plane import TensorPlane
 
 W = TypeVar("W")
-DEADLINE_S = 60.0
+DEADLINE_S = 200.0  # of which most is for importing torch on a busy machine
 KV_NBYTES = 1 << 24
 
 

@@ -41,7 +41,7 @@ from medley.protocol.pipeline import (
 from medley.runtimes.children.environment import COMPUTE_FACTOR, MEMORY_SHARE
 from medley.runtimes.children.stage import PostsOnly
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 PROMPT = [5, 17, 99, 42, 8, 200, 3]
 OTHER = [7, 7, 61, 250]

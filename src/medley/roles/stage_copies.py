@@ -40,9 +40,12 @@ class Copies:
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def replicate(self, word: Replicate, requests: Iterable[RequestId]) -> list[StageEffect]:
-        """Everything held so far at once, whatever comes after each pass."""
+        """Everything held so far at once, whatever comes after each pass. Said again it changes nothing."""
         if not word.node:
             return [self._halt(key) for key in list(self._copies) if key[1:] == (word.first, word.end)]
+        present = self._copies.get((word.node, word.first, word.end))
+        if present is not None and present.wanted == word:
+            return []
         copy = self._copies[word.node, word.first, word.end] = Copy(word)
         out: list[StageEffect] = []
         for request in sorted(requests):
