@@ -71,6 +71,21 @@ def test_rented_machines_come_go_and_are_paid_for() -> None:
     assert any("autoscaling" in subject for _, subject, _ in curves["decisions"])
 
 
+def test_a_round_that_must_not_be_whole_does_not_learn_to_wait_for_a_slow_machine() -> None:
+    fleet = {"fast": {"count": 4, "device": "t4"}, "slow": {"count": 1, "device": "t4", "slowness": 20}}
+    sync = {"whole": {"quorum": 1.0}, "backed": {"quorum": 1.0, "backups": 1}, "quorum": {"quorum": 0.75}}
+    took = {}
+    for name, options in sync.items():
+        model = {"parameters": 2e6, "samples": 32768, "tokens_per_sample": 4096}
+        jobs = {"a": {"model": model, "train": {"batch_samples": 128, "sync": options}}}
+        loaded = tiny(sweep={}, success=[], baseline={}, heartbeat_ms=1000, fleet=fleet, jobs=jobs)
+        row, _ = simulate(loaded.points[0].experiment, 0, lambda at_s: None)
+        assert row["state"] == "done" and row["samples"] == 32768
+        took[name] = row["completion_s"]
+    assert took["quorum"] < 0.6 * took["whole"]
+    assert took["backed"] < 0.6 * took["whole"]
+
+
 def test_faults_by_name_strike() -> None:
     loaded = tiny(sweep={}, success=[], baseline={}, faults={"machine dies": 30})
     row, _ = simulate(loaded.points[0].experiment, 0, lambda at_s: None)

@@ -160,7 +160,7 @@ def _awaits_measurement(ctx: Context) -> bool:
 def _view(ctx: Context, complete: Sequence[UpdateId], now_ns: int) -> RoundView:
     first = min(ctx.roster.updates[u].arrived_ns for u in complete)
     if ctx.allowance[0] != ctx.state.version:
-        grace_ns = allowance_ns(list(ctx.round_times_ns), ctx.prepared.spec.train.sync.grace_mad)
+        grace_ns = allowance_ns(list(ctx.arrivals_ns), ctx.prepared.spec.train.sync.grace_mad)
         ctx.allowance = (ctx.state.version, grace_ns)
     return RoundView(_here(ctx, complete), _expected(ctx), ctx.round_opened_ns, first, ctx.allowance[1])
 
@@ -174,10 +174,14 @@ def _here(ctx: Context, complete: Sequence[UpdateId]) -> int:
 
 def _expected(ctx: Context) -> int:
     """How many updates (of a round) or nodes (elsewhere) this commit could wait for."""
-    held = [h for h in ctx.ledger.leases.values() if not h.carried]
+    leases = ctx.ledger.leases
+    held = [h for h in leases.values() if not h.carried]
     if ctx.prepared.spec.train.sync.mode == "sync":
         number = ctx.state.version + 1
-        granted = sum(h.round <= number and not h.backs for h in held)
+        late = {n for w in ctx.roster.workers.values() for n, at in w.begun.items() if at < ctx.round_opened_ns}
+        # What was begun before the last commit will be refused when it comes: nobody waits for it.
+        waited = (h for n, h in leases.items() if not h.carried and not h.backs and n not in late)
+        granted = sum(h.round <= number for h in waited)
         slots = ctx.prepared.spec.train.sync.slots  # what a new coordinator knows of a round that was being filled
         return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, slots))
     return len({h.node for h in held})
@@ -309,8 +313,9 @@ def _after(ctx: Context, record: Committed, now_ns: int) -> None:
                 Commit(ctx.job, ctx.generation, place.shard, record.number, record.wire_members(), record.lr),
             )
     for member in record.members:
+        # Not how long the round took: one that waits for a slow machine would teach patience with it.
+        ctx.arrivals_ns.append(max(0, ctx.roster.updates[member.update].arrived_ns - ctx.round_opened_ns))
         ctx.roster.drop(member.update)
         ctx.send(member.node, Outcome(ctx.job, ctx.generation, member.update, "committed", record.number, ""))
     ctx.not_finite = ctx.engines_ended = 0
-    ctx.round_times_ns.append(now_ns - ctx.round_opened_ns)
     ctx.round_opened_ns = now_ns

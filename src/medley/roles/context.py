@@ -101,7 +101,7 @@ class Context:
     tries: int = 0  # of preparing or exporting
     round_size: dict[int, int] = field(default_factory=dict)
     round_opened_ns: int = 0
-    round_times_ns: deque[int] = field(default_factory=lambda: deque(maxlen=32))
+    arrivals_ns: deque[int] = field(default_factory=lambda: deque(maxlen=64))  # of members, since their round opened
     lease_times_ns: deque[int] = field(default_factory=lambda: deque(maxlen=64))
     failures: dict[tuple[int, int], int] = field(default_factory=dict)  # of a span: (epoch, start)
     granted_ns: dict[LeaseId, int] = field(default_factory=dict)
