@@ -239,6 +239,14 @@ def test_whoever_is_to_have_a_copy_gets_everything_and_then_what_each_pass_adds(
     assert out[1:] == [Export(1, 0, 2, 4, 1, WHERE["c"])]
 
 
+def test_the_same_word_again_does_not_begin_a_copy_anew() -> None:
+    script = Script()
+    script.computed(passing(opens=(1,)), hidden="x")
+    assert script.hear(COPY) != []
+    assert script.hear(COPY) == []
+    assert script.hear(Replicate(2, 0, 2, "c", WHERE["c"])) != []
+
+
 def test_a_copy_goes_on_from_where_it_ended_when_a_pass_was_not_told_of() -> None:
     script = Script()
     script.hear(COPY)
