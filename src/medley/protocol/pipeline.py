@@ -22,6 +22,7 @@ RequestId = int  # the front's number of one sequence
 ROWS_MAX = 256  # of one micro-batch
 TOKENS_MAX = 4096
 HOPS_MAX = 256
+LOGPROBS_MAX = 64
 WORD_NBYTES_MAX = 1 << 20
 _LENGTH = struct.Struct("<I")
 
@@ -378,5 +379,13 @@ def _check(word: Pass) -> None:
         raise FrameError(f"a micro-batch has 1 to {ROWS_MAX} rows, not {len(word.rows)}")
     if any(r.count < 1 or r.start < 0 or not 0 <= r.samples <= r.count for r in word.rows):
         raise FrameError("a row that makes no sense")
+    if not all(_sensible(opening) for opening in word.opens):
+        raise FrameError("a way to draw tokens that makes no sense")
     if not 0 < tokens_of(word) <= TOKENS_MAX or not 0 <= word.place < HOPS_MAX:
         raise FrameError(f"a micro-batch of {tokens_of(word)} tokens, at hop {word.place}")
+
+
+def _sensible(opening: Opening) -> bool:
+    """False for numbers that are none, too."""
+    drawn = opening.temperature >= 0 and 0 <= opening.top_p <= 1 and opening.top_k >= 0
+    return drawn and -1 <= opening.logprobs <= LOGPROBS_MAX and opening.donor_tokens >= 0

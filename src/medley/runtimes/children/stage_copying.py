@@ -17,8 +17,8 @@ from medley.protocol.pipeline import RequestId, Shadow
 from medley.protocol.serving import Export, Halt
 from medley.runtimes.children.stage_inbox import Sender
 
-PIECE_NBYTES = 1 << 20
-BACKLOG_NBYTES = 8 << 20  # posts that wait for one peer before we send it no more of these
+PIECE_NBYTES = 1 << 18
+BACKLOG_NBYTES = 1 << 20  # posts that wait for one peer before it gets no more of these: a token may come behind them
 
 Key = tuple[Address, RequestId, int, int]
 

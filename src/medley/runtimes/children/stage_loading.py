@@ -74,6 +74,8 @@ class Loader:
     def _load(self, word: Load) -> ToFront:
         began_ns = self._clock.now_ns()
         engine, what = self._engine(word)
+        if not 0 <= word.first < word.end <= engine.layers:
+            raise UserError(f"layers {word.first} to {word.end} are no part of a model of {engine.layers} layers")
         need = self._need_nbytes(engine, what, word)
         free = available_nbytes()
         if need > free:
