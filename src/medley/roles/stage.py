@@ -72,6 +72,7 @@ class Stage:
         self._requests: set[RequestId] = set()
         self._mine: set[RequestId] = set()  # opened by a pass of this layout
         self._freed: dict[RequestId, None] = {}
+        self._working: set[int] = set()  # numbers of what is being done; a front that hears nothing asks again
         self._began_ns = 0
         self._hop: Hop | None = None  # that computes
 
@@ -92,6 +93,7 @@ class Stage:
             case Unjoined(shadow, held):
                 return self._copies.missed(shadow, held, now_ns)
             case Said(word):
+                self._working.discard(getattr(word, "number", 0))
                 believed = self._copies.believed(word) if isinstance(word, Held) else word
                 return [Post(self.front, believed)] if self.front.endpoint else []
             case Met(front):
@@ -110,8 +112,10 @@ class Stage:
                 return self._pass(word, body, now_ns)
             case Layout():
                 return self._laid_out(word, now_ns)
-            case Load() | Unload() | Measure() | AskHeld():
-                return [Do(word)]
+            case AskHeld():
+                return [Do(word)] if word.generation <= self.layout.generation else []  # its layout was lost: ask again
+            case Load() | Unload() | Measure():
+                return self._work(word)
             case Replicate():
                 return self._copies.replicate(word, self._requests)
             case Free(requests):
@@ -126,6 +130,12 @@ class Stage:
                 return list(probed(self.layout, word, self._busy_ns(now_ns)))
             case _:
                 return [Reject("a peer", f"{type(word).__name__} is not for a stage")]
+
+    def _work(self, word: Load | Unload | Measure) -> list[StageEffect]:
+        if word.number in self._working:
+            return []
+        self._working.add(word.number)
+        return [Do(word)]
 
     def _laid_out(self, word: Layout, now_ns: int) -> list[StageEffect]:
         if word.generation <= self.layout.generation:

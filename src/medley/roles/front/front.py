@@ -37,6 +37,7 @@ from medley.protocol.serving import (
     Suspect,
     Tick,
 )
+from medley.roles.front.audit import Audit
 from medley.roles.front.layouts import Layouts
 from medley.roles.front.pipeline import Numbers, Pipeline
 from medley.roles.front.planning import FrontOptions
@@ -50,7 +51,9 @@ class Front:
 
     def __init__(self, options: FrontOptions) -> None:
         self.options = options
-        self.layouts = Layouts(options, Numbers())
+        numbers = Numbers()
+        self.layouts = Layouts(options, numbers)
+        self._audit = Audit(numbers, options.shape.layers, self.layouts.needed)
         self.waiting: deque[Request] = deque()
         self._alone_ns = 0
 
@@ -123,9 +126,9 @@ class Front:
                 return [e for p in self.pipelines for e in p.drawn(word, now_ns)]
             case Refusal():
                 return [e for p in self.pipelines for e in p.refused(word, now_ns)]
+            case Held(_, 0):
+                return [] if self.layouts.held(word) else self._audit.held(word)
             case Held():
-                if self.layouts.held(word):
-                    return []
                 return [e for p in self.pipelines for e in p.held(word, now_ns)]
             case Alive():
                 for pipeline in self.pipelines:
@@ -139,18 +142,18 @@ class Front:
             case StageFailed():
                 return self.layouts.failed(word, now_ns)
             case StageStatus():
-                return self._status(node, word)
+                return self._status(node, word, now_ns)
             case Unloaded():
                 return []
             case _:
                 return [Reject(node, f"{type(word).__name__} is not for a front")]
 
-    def _status(self, node: NodeId, word: StageStatus) -> list[FrontEffect]:
+    def _status(self, node: NodeId, word: StageStatus, now_ns: int) -> list[FrontEffect]:
         view = self.layouts.machines.known.get(node or word.node)
         if view is None:
             return [Reject(node, "it is no machine of this serving")]
         view.status = word
-        return []
+        return self._audit.heard(view, now_ns) if view.up else []
 
     def _drain(self, node: NodeId) -> list[FrontEffect]:
         view = self.layouts.machines.known.get(node)

@@ -36,6 +36,7 @@ LOAD_NS = 900 * NS_PER_S
 COPY_NS = 60 * NS_PER_S
 CATCH_UP_NS = 3 * NS_PER_S  # after the last batch, until a copy must be whole; else the rest is computed again
 THINK_NS = 5 * NS_PER_S  # between two looks whether another layout is better
+AGAIN_NS = 5 * NS_PER_S  # what nobody has answered is said again: it may have been lost
 REST_NS = 20 * NS_PER_S  # between two moves
 UNMEASURED_NS = 60 * NS_PER_S
 
@@ -67,6 +68,9 @@ class Layouts:
         self.loads: dict[int, tuple[NodeId, int, int]] = {}
         self.measures: dict[int, NodeId] = {}
         self.reserved: dict[tuple[str, Part], NodeId] = {}  # (pipeline, hop) -> who holds its layers too
+        self._copies: dict[tuple[str, Part], Post] = {}  # what was said to the hop about its reserve
+        self._unanswered: dict[int, Post] = {}  # loads and measurements, by their numbers
+        self._again_ns = 0
         self.reason = "no machine has come yet"
         self.said = ""
         self._came_ns = 0
@@ -105,13 +109,21 @@ class Layouts:
 
     def _repair(self, pipeline: Pipeline, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
         """At once, where others hold its layers; else by `_rebuild`, with the next tick."""
-        self.changes.pop(pipeline.name, None)
+        stops = self._abandon(pipeline.name, f"{node} is gone") if pipeline.name in self.changes else []
         others = [hop.node for p in self.pipelines if p is not pipeline and p.state != "down" for hop in p.hops]
         decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
         if decision.plan is None:
-            return [Explain(pipeline.name, f"{node} is gone ({reason}); {decision.reason}, so they must be loaded")]
+            text = f"{node} is gone ({reason}); {decision.reason}, so they must be loaded"
+            return [*stops, Explain(pipeline.name, text)]
         why = f"{node} is gone ({reason}): {decision.reason}"
-        return self._install(pipeline, decision.plan, why, pipeline.down_ns, now_ns)
+        return [*stops, *self._install(pipeline, decision.plan, why, pipeline.down_ns, now_ns)]
+
+    def needed(self, node: NodeId) -> set[int]:
+        """Requests that this machine may hold KV of: those of pipelines that it works for, or will."""
+        busy = {name for (name, _), holder in self.reserved.items() if holder == node}
+        busy.update(name for name, change in self.changes.items() if any(p.machine == node for p in change.parts))
+        busy.update(p.name for p in self.pipelines if any(hop.node == node for hop in p.hops))
+        return set().union(*(p.needed for p in self.pipelines if p.name in busy))
 
     # -- what stages say ----------------------------------------------------------------------------------------------
 
@@ -155,7 +167,7 @@ class Layouts:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> list[FrontEffect]:
-        out = self._measure(now_ns)
+        out = [*self._measure(now_ns), *self._say_again(now_ns)]
         if not self.pipelines:
             return [*out, *self._first_plan(now_ns)]
         for pipeline in self.pipelines:
@@ -178,8 +190,19 @@ class Layouts:
             if view.measured is None:
                 number = self.numbers.next()
                 self.measures[number] = view.node
-                return [Post(view.address, Measure(number, self.options.model))]
+                self._unanswered[number] = Post(view.address, Measure(number, self.options.model))
+                return [self._unanswered[number]]
         return []
+
+    def _say_again(self, now_ns: int) -> list[FrontEffect]:
+        """Whoever has heard it already does nothing; a copy that nobody began is begun."""
+        if now_ns - self._again_ns < AGAIN_NS:
+            return []
+        self._again_ns = now_ns
+        self._unanswered = {n: post for n, post in self._unanswered.items() if n in self.loads or n in self.measures}
+        self._copies = {key: post for key, post in self._copies.items() if key in self.reserved}
+        moves = [Post(address, word) for change in self.changes.values() for address, word in change.copies]
+        return [*self._unanswered.values(), *self._copies.values(), *moves]
 
     def _ready(self, now_ns: int) -> list[MachineView]:
         """Machines that a plan may count on; none while more are about to come."""
@@ -258,7 +281,9 @@ class Layouts:
         shape = self.options.shape
         held = view.loaded.union(*(range(a, b) for node, a, b in self.loads.values() if node == view.node))
         kv_nbytes = len(held) * shape.kv_nbytes * self.options.wanted.kv_tokens
-        return [Post(view.address, Load(number, self.options.model, part.first, part.end, kv_nbytes))], number
+        word = Load(number, self.options.model, part.first, part.end, kv_nbytes)
+        self._unanswered[number] = Post(view.address, word)
+        return [self._unanswered[number]], number
 
     def _advance(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
         if change.loads:
@@ -421,7 +446,8 @@ class Layouts:
         if hop is None:
             return []
         word = Replicate(self.numbers.next(), part.first, part.end, node, self.machines.known[node].address)
-        return [Post(hop.address, word)]
+        self._copies[pipeline.name, part] = Post(hop.address, word)
+        return [self._copies[pipeline.name, part]]
 
     # -- better layouts -----------------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class Pipeline:
 
     def __init__(self, name: str, numbers: Numbers, front: Address, wire: WireType, kv_tokens: int) -> None:
         self.name, self._numbers, self._front, self.wire = name, numbers, front, wire
-        self.kv_tokens = kv_tokens
+        self.kv_tokens = self._promised = kv_tokens
         self.state: State = "down"
         self.hops: tuple[Hop, ...] = ()
         self.generation = 0
@@ -120,6 +120,17 @@ class Pipeline:
         return len(self.requests) + len(self.queue)
 
     @property
+    def remembered(self) -> tuple[int, ...]:
+        """Ended requests whose KV is kept for whoever begins alike."""
+        return self._prefixes.remembered
+
+    @property
+    def needed(self) -> set[int]:
+        """Requests whose KV may be held: also what waits to be freed, behind passes that still speak of it."""
+        flying = (flight.request.id for batch in self.flying.values() for flight in batch.rows)
+        return {*self.requests, *self.remembered, *self._frees, *flying}
+
+    @property
     def reserved(self) -> int:
         return sum(r.reserved for r in self.requests.values())
 
@@ -131,6 +142,7 @@ class Pipeline:
         if self.requests.pop(request, None) is not None:
             self._frees.append(request)
             self._prefixes.forget(request)
+            self.kv_tokens = self._promised
         self.queue = deque(r for r in self.queue if r.id != request)
 
     def leave(self) -> list[Request]:
@@ -140,6 +152,7 @@ class Pipeline:
             request.rewind(0)
         self.requests.clear()
         self.queue.clear()
+        self.kv_tokens = self._promised
         return out
 
     def _admit(self) -> None:
@@ -241,6 +254,7 @@ class Pipeline:
         self.emitted += len(taken)
         if finish:
             del self.requests[request.id]
+            self.kv_tokens = self._promised
             self._frees += self._prefixes.remember(request)
         return [Emit(request.id, taken, finish)] if taken else []
 
@@ -283,17 +297,17 @@ class Pipeline:
         self.spent_ns = []
         self._probing, self.down_ns, self._plain = None, 0, False
         self._frees += self._prefixes.clear()
-        word = Layout(self.generation, hops, self._front, self.wire)
-        out: list[FrontEffect] = [Post(address, word) for address in self._nodes()]
-        out += self._free_now(dict.fromkeys([*old, *self._nodes()]))
         self._asking = Asking(self._numbers.next(), now_ns, why, since_ns)
-        return [*out, *self._ask_held()]
+        asks = self._ask_held()
+        return [*asks, *self._free_now(dict.fromkeys([*old, *self._nodes()]))]
 
     def _ask_held(self) -> list[FrontEffect]:
         assert self._asking is not None
         missing = [hop for hop in self.hops if hop.place not in self._asking.held]
         number = self._asking.number
-        return [Post(h.address, AskHeld(number + h.place, self.generation, h.first, h.end)) for h in missing]
+        layout = Layout(self.generation, self.hops, self._front, self.wire)
+        out: list[FrontEffect] = [Post(address, layout) for address in dict.fromkeys(h.address for h in missing)]
+        return out + [Post(h.address, AskHeld(number + h.place, self.generation, h.first, h.end)) for h in missing]
 
     def held(self, word: Held, now_ns: int) -> list[FrontEffect]:
         asking = self._asking

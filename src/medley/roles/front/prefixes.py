@@ -18,6 +18,10 @@ class Prefixes:
     def __init__(self) -> None:
         self._ended: dict[int, Request] = {}  # the oldest first
 
+    @property
+    def remembered(self) -> tuple[int, ...]:
+        return tuple(self._ended)
+
     def remember(self, request: Request) -> list[int]:
         """An ended request stays for a while; whose KV is to be freed instead."""
         self._ended[request.id] = request

@@ -21,7 +21,10 @@ Finish = Literal["", "stop", "length"]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`waiting`: a row of it that draws is in flight. `drafted`: the last one had a draft. `donor`: whose first `donor_tokens` positions it begins with."""
+    """`waiting`: a row of it that draws is in flight. `drafted`: the last one had a draft.
+
+    `donor`: whose first `donor_tokens` positions it begins with.
+    """
 
     asked: Asked
     asked_ns: int

@@ -31,6 +31,11 @@ INVARIANTS: dict[str, str] = {
     "M1": "a seed is one history",
     "M2": "no clock of a machine changes what the roles decide",
     "R1": "a role never raises, whatever it is told",
+    "I1": "a client's tokens are those of the undisturbed run, each once, in order",
+    "I2": "no stage computes a row whose earlier positions it does not hold, or holds wrong",
+    "I3": "no pass of an older generation changes anything",
+    "I4": "KV held is within the limit, and none when all requests have ended",
+    "I5": "every request ends: answered, refused with a reason, or cancelled",
     "E1": "an engine is never asked for what it cannot do",
 }
 

@@ -106,6 +106,11 @@ class StageProcess:
         self.paused_ns = max(self.paused_ns, until_ns)
         self.world.kernel.at(self.paused_ns, self._go_on)
 
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.paused_ns = min(self.paused_ns, self.world.kernel.now)
+        self._go_on()
+
     def _go_on(self) -> None:
         if self.world.kernel.now < self.paused_ns:
             return

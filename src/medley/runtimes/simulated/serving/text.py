@@ -59,17 +59,29 @@ def _next(token: int, choice: int) -> int:
     return 1 + (choice >> 8) % CIRCLE if kind < 4 else token % CIRCLE + 1
 
 
-def reference(asked: Asked, layers: int) -> list[Draw]:
-    """What nobody who disturbs the run would change: one machine, one token at a time."""
-    caches: list[list[Entry]] = [[] for _ in range(layers)]
-    opening = Opening(asked.request, asked.temperature, asked.top_p, asked.top_k, asked.seed, asked.choice, -1, 0, 0)
-    out: list[Draw] = []
-    feed = list(asked.prompt)
-    while len(out) < asked.limit and not (out and out[-1].token in asked.ends):
-        start = len(caches[0])
-        hidden = [embedded(token, start + i) for i, token in enumerate(feed)]
-        for layer, entries in enumerate(caches):
+class Reference:
+    """What nobody who disturbs the run would change: one machine, one token at a time. `entries`: of each layer."""
+
+    def __init__(self, asked: Asked, layers: int) -> None:
+        self.asked = asked
+        self.entries: list[list[Entry]] = [[] for _ in range(layers)]
+        self.draws: list[Draw] = []
+        opening = Opening(
+            asked.request, asked.temperature, asked.top_p, asked.top_k, asked.seed, asked.choice, -1, 0, 0
+        )
+        feed = asked.prompt
+        while len(self.draws) < asked.limit and not (self.draws and self.draws[-1].token in asked.ends):
+            hidden = self._through(feed)
+            self.draws.append(drawn(opening, len(self.entries[0]), hidden))
+            feed = (self.draws[-1].token,)
+
+    def _through(self, tokens: Sequence[int]) -> Hidden:
+        start = len(self.entries[0])
+        hidden = [embedded(token, start + i) for i, token in enumerate(tokens)]
+        for layer, entries in enumerate(self.entries):
             hidden = through(layer, entries, hidden)
-        out.append(drawn(opening, len(caches[0]), hidden[-1]))
-        feed = [out[-1].token]
-    return out
+        return hidden[-1]
+
+
+def reference(asked: Asked, layers: int) -> list[Draw]:
+    return Reference(asked, layers).draws
