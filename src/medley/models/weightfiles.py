@@ -124,6 +124,21 @@ class WeightFiles:
         """As `Tensors` says; besides it no more than a piece exists."""
         return read_tensor(self.locate(stored.name), dtype)
 
+    def manifest(self) -> Mapping[str, Stored]:
+        """All tensors; reads every header. Raises UserError."""
+        return {name: self.locate(name).stored for name in self.holders}
+
+    def raw(self, name: str, begin: int, nbytes: int) -> bytes:
+        """Bytes [begin, begin + nbytes) of a tensor as it is stored. Raises UserError and OSError."""
+        located = self.locate(name)
+        if not 0 <= begin <= begin + nbytes <= located.nbytes:
+            raise UserError(f"tensor '{name}' has {located.nbytes} bytes, not those from {begin} to {begin + nbytes}")
+        with open(located.path, "rb", buffering=0) as file:
+            file.seek(located.offset + begin)
+            content = bytearray(nbytes)
+            _fill(file, memoryview(content))
+        return bytes(content)
+
     def locate(self, name: str) -> Located:
         """Where the bytes of this tensor lie. Raises UserError."""
         if name not in self.holders:
@@ -162,7 +177,15 @@ def read_tensor(located: Located, dtype: torch.dtype) -> Tensor:
 
 
 def _read_into(file: io.FileIO, values: Tensor) -> None:
-    view = values.view(torch.uint8).numpy().data
+    _fill(file, bytes_of(values))
+
+
+def bytes_of(values: Tensor) -> memoryview:
+    """The memory of a flat tensor on the CPU."""
+    return values.view(torch.uint8).numpy().data
+
+
+def _fill(file: io.FileIO, view: memoryview) -> None:
     while view:
         count = file.readinto(view)
         if not count:
@@ -175,16 +198,21 @@ def read_index(path: Path) -> dict[str, str]:
     nbytes = path.stat().st_size
     if nbytes > MAX_INDEX_NBYTES:
         raise UserError(f"'{path}' has {nbytes} bytes; an index of weights has at most {MAX_INDEX_NBYTES}")
+    return parse_index(path.read_bytes(), str(path))
+
+
+def parse_index(content: bytes, where: str) -> dict[str, str]:
+    """The same of bytes that came from `where`."""
     try:
-        holders = msgspec.json.decode(path.read_bytes(), type=_Index).weight_map
+        holders = msgspec.json.decode(content, type=_Index).weight_map
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not an index of weights ({error})") from error
+        raise UserError(f"'{where}' is not an index of weights ({error})") from error
     files = set(holders.values())
     if len(files) > MAX_FILES:
-        raise UserError(f"'{path}' names {len(files)} files; at most {MAX_FILES} are read")
+        raise UserError(f"'{where}' names {len(files)} files; at most {MAX_FILES} are read")
     for file in files:
         if not file.endswith(".safetensors") or file != os.path.basename(file) or "\\" in file or ":" in file:
-            raise UserError(f"'{path}' names the file '{file[:100]}', which is no safetensors file beside it")
+            raise UserError(f"'{where}' names the file '{file[:100]}', which is no safetensors file beside it")
     return holders
 
 
@@ -193,12 +221,33 @@ def read_header(path: Path) -> dict[str, Located]:
     try:
         with open(path, "rb") as file:
             nbytes = os.fstat(file.fileno()).st_size
-            header_nbytes = int.from_bytes(file.read(8), "little") if nbytes >= 8 else 0
-            if not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, nbytes - 8):
-                raise ValueError(f"its header claims {header_nbytes} bytes, of {nbytes} (limit {MAX_HEADER_NBYTES})")
-            return _covering(path, _parse(file.read(header_nbytes)), 8 + header_nbytes, nbytes)
+            header_nbytes = header_length(file.read(8), nbytes)
+            placed = parse_header(file.read(header_nbytes), nbytes)
     except ValueError as error:
         raise UserError(f"'{path}' is not a safetensors file that Medley loads: {error}") from error
+    return {stored.name: Located(stored, path, offset) for stored, offset in placed}
+
+
+def header_length(first: bytes, nbytes: int) -> int:
+    """From the first eight bytes of a file of so many. Raises ValueError."""
+    header_nbytes = int.from_bytes(first, "little") if len(first) == 8 else 0
+    if not 2 <= header_nbytes <= min(MAX_HEADER_NBYTES, nbytes - 8):
+        raise ValueError(f"its header claims {header_nbytes} bytes, of {nbytes} (limit {MAX_HEADER_NBYTES})")
+    return header_nbytes
+
+
+def parse_header(header: bytes, nbytes: int) -> list[tuple[Stored, int]]:
+    """The tensors of a file of so many bytes, and where in the file each begins. Raises ValueError."""
+    return _covering(_parse(header), 8 + len(header), nbytes)
+
+
+def stored_of(name: str, dtype: str, shape: list[int]) -> Stored:
+    """A tensor of a known type and a possible shape. Raises ValueError."""
+    if dtype not in DTYPES:
+        raise ValueError(f"tensor '{name[:100]}' has the type '{dtype[:20]}', known are {', '.join(DTYPES)}")
+    if len(shape) > MAX_DIMENSIONS or any(size <= 0 for size in shape):
+        raise ValueError(f"tensor '{name[:100]}' has the shape {shape[: MAX_DIMENSIONS + 1]}")
+    return Stored(name, DTYPES[dtype], tuple(shape))
 
 
 def _parse(header: bytes) -> dict[str, _Entry]:
@@ -212,30 +261,20 @@ def _parse(header: bytes) -> dict[str, _Entry]:
         raise ValueError(f"its header cannot be read ({error})") from error
 
 
-def _covering(path: Path, entries: dict[str, _Entry], data: int, nbytes: int) -> dict[str, Located]:
-    found: dict[str, Located] = {}
+def _covering(entries: dict[str, _Entry], data: int, nbytes: int) -> list[tuple[Stored, int]]:
+    found = []
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         begin, end = entry.data_offsets
-        size = _nbytes(name, entry)
+        stored = stored_of(name, entry.dtype, entry.shape)
+        size = stored.nbytes
         if begin != position or end - begin != size:
             raise ValueError(f"tensor '{name[:100]}' should take {size} bytes from {position}, claims {begin} to {end}")
-        found[name] = Located(Stored(name, DTYPES[entry.dtype], tuple(entry.shape)), path, data + begin)
+        found.append((stored, data + begin))
         position = end
     if data + position != nbytes:
         raise ValueError(f"its tensors end at byte {data + position}, the file at {nbytes}")
     return found
-
-
-def _nbytes(name: str, entry: _Entry) -> int:
-    if entry.dtype not in DTYPES:
-        raise ValueError(f"tensor '{name[:100]}' has the type '{entry.dtype[:20]}', known are {', '.join(DTYPES)}")
-    if len(entry.shape) > MAX_DIMENSIONS or any(size <= 0 for size in entry.shape):
-        raise ValueError(f"tensor '{name[:100]}' has the shape {entry.shape[: MAX_DIMENSIONS + 1]}")
-    size = DTYPES[entry.dtype].itemsize
-    for side in entry.shape:
-        size *= side
-    return size
 
 
 def _existing(files: Files, name: str) -> Path | None:

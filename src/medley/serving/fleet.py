@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from medley.engines.wording import Wording, load_words
 from medley.jobs.home import home
 from medley.jobs.planning import LOCAL, Subject, subject
-from medley.models.described import Described, fingerprint
+from medley.models.described import Described, described, fingerprint
 from medley.models.weightfiles import WeightFiles
 from medley.policies.pipeline.describe import Link, Links, Objective, Wanted
 from medley.protocol.errors import UserError
@@ -79,7 +79,9 @@ def open_pipelined(
         return Front(FrontOptions(plain, of.shape, wanted, front, links, wire, pins, survive, expected))
 
     place = Place(resolved.name, host, encrypt, options.machines, options.priority)
-    engine = Pipelined(words, place, make, WeightsKeeper(weights), operator, options.draft)
+    engine = Pipelined(
+        words, place, make, WeightsKeeper(weights, described(plain).fingerprint), operator, options.draft
+    )
     return Served(resolved.name, words, engine)
 
 
