@@ -61,11 +61,9 @@ from medley.protocol.messages import (
     Welcome,
     WorkerStatus,
 )
+from medley.roles.engine_watch import EngineWatch
 
 REPEAT_NS = 2 * NS_PER_S  # how often an unanswered wish or report is said again
-FUTILE_NS = 60 * NS_PER_S  # an engine that still computes what was taken back so long ago hangs
-STILL_NS = 300 * NS_PER_S  # ... or one that has not done one micro-batch of what it computes for so long
-MEASURING_NS = 900 * NS_PER_S  # and so does one that measures for so long
 
 EnginePhase = Literal["down", "opening", "opened", "loading", "ready"]
 WorkPhase = Literal["idle", "wanting", "pulling", "computing", "measuring"]
@@ -105,10 +103,7 @@ class Worker:
     measure: Version = -1  # to be measured when there is time
     at_hand: Version = -1  # what is being pulled or measured; an answer about another version is an old one
     wanted_ns: int = 0
-    futile_ns: int = 0  # when the lease at hand was taken back
-    measuring_ns: int = 0  # when measuring began
-    done: int = -1  # what its engine has done, as it says itself
-    moved_ns: int = 0  # when that last changed; 0 until the engine says how far it is
+    watch: EngineWatch = field(default_factory=EngineWatch)
     updates: int = 0
     address: EngineUp | None = None
 
@@ -258,7 +253,7 @@ class Worker:
                 effects.append(Run(Abandon(self.computing)))
             self.current = 0  # what is being computed is thrown away when it arrives
             self.taken = ()
-            self.futile_ns = now_ns
+            self.watch.taken_back(now_ns)
             if self.phase == "wanting":
                 self.phase = "idle"
         return effects + self._next(now_ns)
@@ -281,8 +276,7 @@ class Worker:
             case Measured():
                 return self._measured(report, now_ns)
             case Progress(done):
-                if done != self.done or self.phase != "computing":
-                    self.done, self.moved_ns = done, now_ns
+                self.watch.says(done, self.phase == "computing", now_ns)
                 return []
             case Pushed():
                 return []
@@ -321,7 +315,8 @@ class Worker:
         lease = self.leases[self.current]
         self.updates += 1
         self.computing = update_id(self.node, self.boot, self.updates)
-        self.phase, self.futile_ns = "computing", 0
+        self.phase = "computing"
+        self.watch.begun()
         self.taken, self.taken_base = self.carried, self.carried_base
         self._drop_carry()
         carry = bool(self.taken)
@@ -464,7 +459,7 @@ class Worker:
     def _repeat(self, now_ns: int) -> list[Effect]:
         """Say again what nobody answered; end an engine that will never answer."""
         effects: list[Effect] = []
-        if self._hangs(now_ns):
+        if self.watch.hangs(self.phase, now_ns):
             return [StopEngine(f"it hangs in {self.phase}")]
         if self.phase == "wanting" and now_ns - self.wanted_ns > REPEAT_NS:
             effects += self._want(now_ns)
@@ -473,15 +468,6 @@ class Worker:
                 pending.said_ns = now_ns
                 effects += [Report(pending.report), Run(Push(self.generation, update))]
         return effects
-
-    def _hangs(self, now_ns: int) -> bool:
-        if self.phase == "measuring":
-            self.measuring_ns = self.measuring_ns or now_ns
-            return now_ns - self.measuring_ns > MEASURING_NS
-        self.measuring_ns = 0
-        futile = self.futile_ns > 0 and now_ns - self.futile_ns > FUTILE_NS
-        still = self.moved_ns > 0 and now_ns - self.moved_ns > STILL_NS
-        return self.phase == "computing" and (futile or still)
 
     def _forget(self) -> None:
         self.phase = "idle"
@@ -494,7 +480,7 @@ class Worker:
         self.current = 0
         self.computing = ""
         self.measure = -1
-        self.done, self.moved_ns = -1, 0
+        self.watch = EngineWatch()
 
     def _drop_carry(self) -> None:
         self.carried = ()
