@@ -18,6 +18,8 @@ from tests.waiting import until_async
 
 from medley.concurrency import TaskGroup
 from medley.engines.stage_wire import encode_tokens
+from medley.models.described import fingerprint
+from medley.models.weightfiles import WeightFiles, directory_files
 from medley.protocol.pipeline import (
     Alive,
     Drawn,
@@ -39,7 +41,7 @@ from medley.protocol.pipeline import (
     Unloaded,
 )
 from medley.runtimes.children.environment import COMPUTE_FACTOR, MEMORY_SHARE
-from medley.runtimes.children.stage import PostsOnly
+from medley.serving.weights_keeper import WeightsKeeper
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -64,9 +66,10 @@ def expected(network: Any, prompt: list[int], count: int) -> list[int]:
 
 
 @asynccontextmanager
-async def met(*children: Child) -> AsyncIterator[HandFront]:
-    """Their processes, which know each other and the front."""
-    front = await HandFront.open(PostsOnly())
+async def met(directory: Path, *children: Child) -> AsyncIterator[HandFront]:
+    """Their processes, which know each other and the front, which has the weights."""
+    weights = WeightFiles.open(directory_files(directory))
+    front = await HandFront.open(WeightsKeeper(weights, fingerprint(weights)))
     async with TaskGroup() as tasks:
         running = [tasks.create_task(child.process.run()) for child in children]
         try:
@@ -80,7 +83,7 @@ async def met(*children: Child) -> AsyncIterator[HandFront]:
 
 @dataclass
 class Three:
-    """Two halves of the model on `a` and `b`; `c` has what `a` has, and is in no layout at first."""
+    """Two halves of the model on `a` and `b`; `c` has what `a` has, from the front, and is in no layout at first."""
 
     front: HandFront
     model: str
@@ -95,13 +98,13 @@ class Three:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def three(directory: Path) -> AsyncIterator[Three]:
     a, b, c = Child("a"), Child("b"), Child("c")
-    async with met(a, b, c) as front:
-        model = model_json(directory, str(directory))
-        for child, first, end in ((a, 0, 2), (b, 2, 4), (c, 0, 2)):
+    async with met(directory, a, b, c) as front:
+        here, elsewhere = model_json(directory, str(directory)), model_json(directory, "")
+        for child, model, first, end in ((a, here, 0, 2), (b, here, 2, 4), (c, elsewhere, 0, 2)):
             loaded = await front.load(child, model, first, end)
             assert (loaded.first, loaded.end) == (first, end)
             assert loaded.nbytes > 0
-        yield Three(front, model, a, b, c)
+        yield Three(front, elsewhere, a, b, c)
 
 
 @pytest.fixture
@@ -319,7 +322,7 @@ async def test_a_probe_walks_the_hops(three: Three) -> None:
 
 async def test_a_probe_is_answered_during_a_long_pass_and_a_kill_is_seen(directory: Path) -> None:
     slow = Child("slow", environment={COMPUTE_FACTOR: "500"})
-    async with met(slow) as front:
+    async with met(directory, slow) as front:
         await front.load(slow, model_json(directory, str(directory)), 0, 4)
         front.lay_out([(slow, 0, 4)])
         batch = front.send([Row(1, 0, len(PROMPT), 1)], PROMPT, [1])
@@ -337,7 +340,7 @@ async def test_a_probe_is_answered_during_a_long_pass_and_a_kill_is_seen(directo
 
 async def test_a_machine_is_measured_and_what_it_has_no_memory_for_is_not_loaded(directory: Path) -> None:
     small = Child("small", environment={MEMORY_SHARE: "0.000001"})
-    async with met(small) as front:
+    async with met(directory, small) as front:
         model, number = model_json(directory, str(directory)), front.number()
         front.post(small.address, Measure(number, model))
         measured = await front.answer(Measured, lambda w: w.number == number)
