@@ -22,7 +22,8 @@ from bench.killing import processes
 from medley.engines.sampling import Sampling
 from medley.engines.wording import Request
 from medley.runtimes.local import Pool
-from medley.serving.fleet import ServeOptions, open_pipelined
+from medley.serving.engine import Ticket
+from medley.serving.fleet import Served, ServeOptions, open_pipelined
 from medley.serving.pipelined import Pipelined
 from medley.transports.control.operator import OperatorClient
 from medley.transports.identity import Credentials
@@ -75,8 +76,13 @@ class Told:
 class Rig:
     """A pool of processes and a model over them, for as long as a `with` block lasts."""
 
-    def __init__(self, pool: Pool, engine: Pipelined) -> None:
-        self.pool, self.engine = pool, engine
+    def __init__(self, pool: Pool, served: Served) -> None:
+        self.pool, self.engine, self.words = pool, served.engine, served.words
+
+    @property
+    def attached(self) -> Attached:
+        """For an application that believes that it starts and ends its engine."""
+        return Attached(self.engine)
 
     async def ask(self, prompt: Sequence[int], sampling: Sampling, watch: Any = None) -> Told:
         """One answer; `watch(n)` is called after its n-th token."""
@@ -116,6 +122,28 @@ class Rig:
         return {name.removesuffix("-engine"): pid for name, pid in found.items() if name.endswith("-engine")}
 
 
+@dataclass(frozen=True, slots=True)
+class Attached:
+    engine: Pipelined
+
+    @property
+    def active(self) -> int:
+        return self.engine.active
+
+    @property
+    def alive(self) -> bool:
+        return self.engine.alive
+
+    def start(self) -> None:
+        """It runs already."""
+
+    def close(self) -> None:
+        """The rig ends it."""
+
+    def submit(self, requests: Sequence[Request]) -> Ticket:
+        return self.engine.submit(requests)
+
+
 def _reserved(note: dict[str, Any]) -> bool:
     if not note["serving"]:
         return False
@@ -141,7 +169,7 @@ def rig(model: Path, directory: Path, stages: int, options: ServeOptions, **pool
         served = open_pipelined(str(model), options, "127.0.0.1", encrypt, operator)
         served.engine.start()
         try:
-            made = Rig(started, served.engine)
+            made = Rig(started, served)
             made.wait_serving()
             yield made
         finally:
