@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from medley.engines.wording import Wording
     from medley.serving.engine import Answering
     from medley.serving.fleet import ServeOptions
+    from medley.serving.offers import Offer
     from medley.transports.control.operator import OperatorClient
 
 EPILOG = """\b
@@ -93,7 +94,20 @@ def _split(asking: Asking, model: str, given: dict[str, Any]) -> None:
 
         options, host, encrypt, operator = held.enter_context(_machines(asking, model, given))
         served = open_pipelined(model, options, host, encrypt, operator)
+        served.engine.host.offer = _offer(model, served.name, sock, keyed=given["api_key"] is not None)
         _run(asking, given, sock, served.name, served.words, served.engine)
+
+
+def _offer(model: str, name: str, sock: Any, keyed: bool) -> Offer:
+    """Where other programs of this machine find it."""
+    from pathlib import Path
+
+    from medley.serving.offers import Offer
+    from medley.serving.server import url_of
+
+    path = Path(model).expanduser()
+    url = url_of(sock).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    return Offer(name, f"{url}/v1", keyed, str(path.resolve()) if path.is_dir() else "")
 
 
 @contextmanager

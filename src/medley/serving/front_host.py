@@ -39,6 +39,7 @@ from medley.protocol.serving import (
 from medley.roles.front.front import Front
 from medley.runtimes.children.plane import Admission, open_plane, peer_of
 from medley.runtimes.clock import SystemClock
+from medley.serving.offers import Offer
 from medley.serving.shown import shown
 from medley.transports.control.operator import OperatorClient
 from medley.transports.tensors.contract import Keeper, Peer
@@ -91,6 +92,7 @@ class FrontHost:
         self.plane: TensorPlane | None = None
         self.job = ""
         self.address = Address("", "")
+        self.offer: Offer | None = None  # where people ask, once somebody said so
         self._last_emitted = (0, 0)
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -261,7 +263,8 @@ class FrontHost:
         seconds = (now_ns - self._last_emitted[0]) / NS_PER_S
         rate = (emitted - self._last_emitted[1]) / seconds if self._last_emitted[0] and seconds > 0 else 0.0
         self._last_emitted = (now_ns, emitted)
-        return {**shown(self.front, rate), "decisions": list(self.decisions)[-20:]}
+        offer = {"offer": self.offer.noted} if self.offer is not None else {}
+        return {**shown(self.front, rate), **offer, "decisions": list(self.decisions)[-20:]}
 
 
 def _u32(tokens: tuple[int, ...]) -> bytes:
