@@ -13,7 +13,8 @@ import pytest
 from medley.jobs import reach
 from medley.jobs.finding import Finding
 from medley.protocol.errors import PeerError, UserError
-from medley.protocol.messages import Address, Called, EngineDown, EngineUp, Route, Routes, ToNode
+from medley.protocol.messages import Address, Called, EngineDown, EngineUp, Peers, Route, Routes, ToNode
+from medley.protocol.pipeline import STAGE
 from medley.runtimes.children.environment import GATE, TRANSPORT, transport
 from medley.runtimes.links import Links, LinksFile, Relayed, name_of, read_links
 from medley.runtimes.switchboard import Switchboard
@@ -25,6 +26,7 @@ def address(port: int) -> Address:
 
 
 VAULT, SHARD, WORKER, OTHER = map(address, (7080, 7081, 7082, 7083))
+STAGE_E, STAGE_F, FRONT = map(address, (7084, 7085, 7086))
 
 
 class Room:
@@ -37,6 +39,7 @@ class Room:
             vault=VAULT,
             revoked={"thief": "stolen"},
             runs={"j": _run({("a", 0): SHARD, ("b", -1): WORKER}), "k": _run({("c", 0): OTHER, ("d", -1): WORKER})},
+            servings=SimpleNamespace(live={"s": _serving({"e": STAGE_E, "f": STAGE_F}), "t": _serving({"g": OTHER})}),
         )
         self.board = Switchboard(
             cast(Any, role), "0.0.0.0", self._send, lambda who, text: self.told.append((who, text))
@@ -51,6 +54,17 @@ def _run(addresses: dict[tuple[str, int], Address]) -> SimpleNamespace:
     return SimpleNamespace(over=False, ctx=SimpleNamespace(roster=SimpleNamespace(addresses=addresses)))
 
 
+def _serving(addresses: dict[str, Address]) -> SimpleNamespace:
+    stages = {node: SimpleNamespace(node=node, address=found) for node, found in addresses.items()}
+    return SimpleNamespace(job="s", front=FRONT, stages=stages)
+
+
+def test_a_stage_may_call_the_others_and_the_front_end() -> None:
+    board = Room().board
+    assert board.find("e", name_of(STAGE_F)) == Place("f", "the stage of s", STAGE_F.endpoint)
+    assert board.find("e", name_of(FRONT)) == Place("", "the front end of s", FRONT.endpoint, "10.0.0.2", 7086)
+
+
 def test_a_worker_may_call_the_vault_and_the_shards_of_its_own_job() -> None:
     board = Room().board
     assert board.find("b", name_of(VAULT)) == Place("", "the vault", VAULT.endpoint, "127.0.0.1", 7080)
@@ -59,8 +73,8 @@ def test_a_worker_may_call_the_vault_and_the_shards_of_its_own_job() -> None:
 
 @pytest.mark.parametrize(
     ("asker", "wanted"),
-    [("b", OTHER), ("stranger", SHARD), ("a", WORKER), ("b", Address("tcp://127.0.0.1:22", ""))],
-    ids=["another job's shard", "no part in the job", "a worker, which serves nobody", "no engine at all"],
+    [("b", OTHER), ("stranger", SHARD), ("a", WORKER), ("b", STAGE_E), ("b", Address("tcp://127.0.0.1:22", ""))],
+    ids=["another job's shard", "no part in the job", "a worker, which serves nobody", "no stage", "no engine at all"],
 )
 def test_nobody_may_call_anything_else(asker: str, wanted: Address) -> None:
     with pytest.raises(PeerError, match="has an engine of this name"):
@@ -100,6 +114,15 @@ def test_a_node_knows_its_own_engines_for_as_long_as_they_live(tmp_path: Path) -
     assert node._own(name_of(OTHER)) is None
     node.said(EngineDown("j", 1, 0, "killed", False))
     assert node._own(name_of(SHARD)) is None
+
+
+def test_a_front_end_is_not_taken_for_the_vault(tmp_path: Path) -> None:
+    node = links(tmp_path)
+    node.told(Routes("j", 1, (), VAULT))
+    node.told(Peers("s", 1, STAGE, 1, (), FRONT))
+    node._piped(name_of(FRONT), Why.SILENT)
+    relayed = (Relayed("the front end of s", FRONT.endpoint, "silent"),)
+    assert read_links(tmp_path) == LinksFile("auto", VAULT.endpoint, relayed)
 
 
 def test_what_the_doctor_reads(tmp_path: Path) -> None:

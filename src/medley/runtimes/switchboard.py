@@ -1,4 +1,4 @@
-"""Who may be called by relay: the vault, and the shards of a job that the asker itself works on.
+"""Who may be called by relay: the vault, the shards of a job that the asker itself works on, and who serves with it.
 
 What the relay (`transports.tunnel`) asks of the coordinator. Names are looked up in what engines have announced over
 authenticated streams; there is no way to name anything else.
@@ -12,6 +12,7 @@ from medley.protocol.errors import PeerError
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Called, ToNode
 from medley.roles.coordinator import Coordinator
+from medley.roles.hosting import Hosting
 from medley.runtimes.addresses import dialled_here, split
 from medley.runtimes.links import name_of
 from medley.transports.tunnel.contract import Place, Why
@@ -42,6 +43,9 @@ class Switchboard:
             for (node, shard), address in engines.items():
                 if shard >= 0 and name_of(address) == name:
                     return Place(node, f"shard {shard} of {job}", address.endpoint)
+        for hosting in self._role.servings.live.values():
+            if asker in hosting.stages and (place := _served_with(hosting, name)) is not None:
+                return place
         raise PeerError(f"no job that {asker} works on has an engine of this name now")
 
     def call(self, node: NodeId, number: int, name: str) -> bool:
@@ -50,3 +54,15 @@ class Switchboard:
     def piped(self, asker: NodeId, place: Place, why: Why) -> None:
         whom = f"{place.words} on {place.node}" if place.node else place.words
         self._explain(asker, f"reaches {whom} through the coordinator: {why.sentence(place.endpoint)}")
+
+
+def _served_with(hosting: Hosting, name: str) -> Place | None:
+    """Another stage, or the front end, which is dialled from here: it has no stream to be called by."""
+    for stage in hosting.stages.values():
+        if stage.address is not None and name_of(stage.address) == name:
+            return Place(stage.node, f"the stage of {hosting.job}", stage.address.endpoint)
+    front = hosting.front
+    if front is None or name_of(front) != name:
+        return None
+    host, port = split(front.endpoint)
+    return Place("", f"the front end of {hosting.job}", front.endpoint, host, port)

@@ -59,7 +59,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a name means. `node` is empty for the vault, which alone the coordinator dials: at `host` and `port`."""
+    """What a name means. `node` is empty for the vault and a front end: `host` and `port` are dialled by us."""
 
     node: NodeId
     words: str
