@@ -112,8 +112,22 @@ def test_a_node_among_others_counts_on_its_share_of_the_memory(monkeypatch: pyte
     from medley.runtimes.children.environment import MEMORY_SHARE
 
     assert MEMORY_SHARE == memory.SHARE
-    monkeypatch.setattr(memory, "_cgroup_free", lambda free: 10 << 30)
+    monkeypatch.setattr(memory, "_groups_free", lambda: [10 << 30])
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("", (), {"available": 10 << 30}))
     assert memory.available_nbytes() == 10 << 30
     monkeypatch.setenv(memory.SHARE, "0.2")
     assert memory.available_nbytes() == 2 << 30
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_process_believes_its_own_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: bool) -> None:
+    group = tmp_path / ("" if newer else "memory") / "ours"
+    group.mkdir(parents=True)
+    (group / ("memory.max" if newer else "memory.limit_in_bytes")).write_text("3000\n")
+    (group / ("memory.current" if newer else "memory.usage_in_bytes")).write_text("2500\n")
+    (group / "memory.stat").write_text("inactive_file 200\n" if newer else "inactive_file 7\ntotal_inactive_file 200\n")
+    (tmp_path / "own").write_text("0::/ours\n" if newer else "4:cpu,memory:/ours\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "OWN", tmp_path / "own")
+    monkeypatch.delenv(memory.SHARE, raising=False)
+    assert memory.available_nbytes() == 700
