@@ -17,6 +17,8 @@ from medley.protocol.pipeline import Measured, StageStatus
 
 DISTRUST_NS = 5 * NS_PER_S  # after the first suspicion; doubled with each
 DISTRUST_MOST_NS = 600 * NS_PER_S
+FORGIVEN_NS = 60 * NS_PER_S  # so long after the end of its distrust it begins at the first suspicion again
+KEPT_FREE = 0.2  # of a machine's memory, for its owner
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +43,7 @@ class MachineView:
     def described(self) -> Machine:
         assert self.measured is not None
         layer, head = (Times(*seen) for seen in (self.measured.layer_s, self.measured.head_s))
-        return Machine(self.node, self.measured.memory_nbytes, layer, head)
+        return Machine(self.node, int(self.measured.memory_nbytes * (1 - KEPT_FREE)), layer, head)
 
 
 class Machines:
@@ -69,6 +71,8 @@ class Machines:
 
     def suspect(self, node: NodeId, now_ns: int) -> None:
         view = self.known[node]
+        if now_ns - view.distrusted_ns > FORGIVEN_NS:
+            view.suspicions = 0
         view.suspicions += 1
         view.distrusted_ns = now_ns + min(DISTRUST_MOST_NS, DISTRUST_NS * 2 ** (view.suspicions - 1))
 

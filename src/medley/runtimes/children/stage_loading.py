@@ -35,8 +35,8 @@ Remote = Callable[[Described], Tensors]  # the weights as the front has them
 class Loader:
     """`engine` is there once a load began. `quiet` is set while no request is served here."""
 
-    def __init__(self, inbox: Inbox, remote: Remote) -> None:
-        self._inbox, self._remote = inbox, remote
+    def __init__(self, inbox: Inbox, remote: Remote, factor: float = 1.0) -> None:
+        self._inbox, self._remote, self._factor = inbox, remote, factor
         self._work: SimpleQueue[Load | Unload | Measure] = SimpleQueue()
         self._clock = SystemClock()
         self._model = ""
@@ -126,7 +126,12 @@ class Loader:
         free = available_nbytes()
         seen = measure(what.configuration(), what.torch_dtype(), what.transform(), self._clock.now_ns)
         gc.collect()
-        return Measured(word.number, seen.layer_s, seen.head_s, free)
+        return Measured(word.number, self._slowed(seen.layer_s), self._slowed(seen.head_s), free)
+
+    def _slowed(self, seconds: tuple[float, float, float]) -> tuple[float, float, float]:
+        """What an emulated slow machine takes."""
+        one, eight, prompt = seconds
+        return one * self._factor, eight * self._factor, prompt * self._factor
 
 
 def _forgotten(engine: StageEngine, word: Unload, done: threading.Event) -> None:
