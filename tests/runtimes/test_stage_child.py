@@ -187,6 +187,8 @@ async def test_garbage_is_dropped_and_hurts_nobody(three: Three, network: Any, r
     front.raw(three.a.address, b"\xff" * 100)
     front.post(three.a.address, Shadow(front.address, request_id, 0, 2, 0, 4, 1, 1, "fp32"), [b"12"])
     front.post(three.a.address, Shadow(front.address, request_id, 5, 99, 0, 4, 1, 1, "int8"))
+    front.post(three.a.address, Replicate(front.number(), 7, 3, "c", three.c.address))
+    front.post(three.a.address, Replicate(front.number(), 7, 3, "", front.address))
     assert await front.generate(request_id, PROMPT, 2) == expected(network, PROMPT, 2)
 
 

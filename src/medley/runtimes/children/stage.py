@@ -10,11 +10,13 @@ import asyncio
 import os
 import sys
 import threading
+from collections import Counter
 
 import psutil
 
 from medley.concurrency import TaskGroup
 from medley.engines.stage_threads import use_threads
+from medley.observe.logs import logger
 from medley.protocol.engine import Command, Opened, OpenStage, PeersKnown, SetPeers
 from medley.protocol.messages import Address
 from medley.protocol.pipeline import StageStatus
@@ -56,13 +58,14 @@ class StageHost:
     def __init__(self, link: ChildLink, opened: OpenStage) -> None:
         self._link, self._opened = link, opened
         self._clock, self._process = SystemClock(), psutil.Process()
+        self._log = logger("stage", node=opened.node)
         self._admission = Admission()
         self._front = Address("", "")
         self._meter, self._inbox = Meter(), Inbox()
         self._send = Sender(self._meter.counters)
         self._stage = Stage(opened.node)
         self._weights = RemoteWeights(opened.job)
-        self._loader = Loader(self._inbox, self._weights.tensors)
+        self._loader = Loader(self._inbox, self._weights.tensors, compute_factor())
         self._computer = Computer(
             self._stage, self._inbox, self._send, self._loader, self._meter, factor=compute_factor()
         )
@@ -99,10 +102,14 @@ class StageHost:
     # -- once a second ------------------------------------------------------------------------------------------------
 
     async def _tell(self) -> None:
+        dropped: Counter[str] = Counter()
         while True:
             await self._clock.sleep(STATUS_S)
             if self._front.endpoint:
                 self._send.post(self._front, self._status())
+            if self._meter.counters != dropped:
+                dropped = Counter(self._meter.counters)
+                self._log.warning("dropped so far", **dropped)
 
     def _status(self) -> StageStatus:
         meter, engine = self._meter, self._loader.engine

@@ -94,9 +94,14 @@ class Computer:
         """The event, and what its effects lead to; a computation waits until everything that arrived was heard."""
         waiting = deque(self._stage.handle(event, self._clock.now_ns()))
         while waiting:
-            answer = self._execute(waiting.popleft())
-            if answer is not None:
-                waiting += self._stage.handle(answer, self._clock.now_ns())
+            effect = waiting.popleft()
+            try:
+                answer = self._execute(effect)
+            except StageRefusal as refusal:  # layers that the model does not have, a wire that carries no numbers
+                self._refused(type(effect).__name__, str(refusal))
+            else:
+                if answer is not None:
+                    waiting += self._stage.handle(answer, self._clock.now_ns())
 
     def _execute(self, effect: StageEffect) -> StageEvent | None:
         match effect:
@@ -117,9 +122,15 @@ class Computer:
                 return Said(self._held(word))
             case Do(Load() | Unload() | Measure() as word):
                 self._loader.ask(word)
-            case Explain() | Reject():
-                self._log.debug("said", text=str(effect))
+            case Reject(peer, reason):
+                self._refused(peer, reason)
+            case Explain(subject, text):
+                self._log.debug("because", subject=subject, text=text)
         return None
+
+    def _refused(self, what: str, reason: str) -> None:
+        self._meter.counters["refused"] += 1
+        self._log.debug("refused", what=what, reason=reason)
 
     # -- a pass -------------------------------------------------------------------------------------------------------
 
@@ -198,8 +209,6 @@ class Computer:
             self._engine.import_kv(word.request, range(word.first, word.end), word.start, decode_kv(word, effect.body))
         except Gap as gap:
             return Unjoined(word, gap.held)
-        except StageRefusal as refusal:
-            self._meter.counters[f"copies_{refusal.kind}"] += 1
         return None
 
     def _held(self, word: AskHeld) -> Held:
