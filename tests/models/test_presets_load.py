@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from medley.models import load as loading
+from medley.models import memory
 from medley.models.dtype import choose_dtype
 from medley.models.export import save
 from medley.models.load import check_memory, config_of, load_model
