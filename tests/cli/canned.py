@@ -33,6 +33,11 @@ NODE: Body = {
     "platform": "Linux", "tokens_per_s": 1250.0, "phase": "training", "leases": 1, "shards": [0], "heard_s_ago": 0.4,
     "reason": "trains",
 }  # fmt: skip
+SERVING: Body = {
+    "job": "chat-1", "name": "chat", "endpoint": "tcp://127.0.0.1:3", "priority": 2, "reason": "it has 2 of 3 machines",
+    "machines": [{"name": "a", "state": "serves", "leaving": ""}, {"name": "b", "state": "starting", "leaving": ""}],
+    "since_s": 75.0, "heard_s_ago": 0.2,
+}  # fmt: skip
 COMMIT: Body = {
     "version": 3, "loss": 3.0, "tokens": 2500, "samples": 32, "lr": 1e-3,
     "members": [{"node": "worker-1", "staleness": 0}], "elapsed_s": 6.0, "wall_ns": 1_795_167_002_000_000_000,
@@ -66,7 +71,7 @@ class Canned:
             "resume": {},
             "status": {
                 "term": 3, "uptime_s": 75.0, "version": "0.1.0", "nodes": [NODE], "jobs": [JOB],
-                "addresses": {"control": "127.0.0.1:1", "door": "127.0.0.1:2"},
+                "servings": [SERVING], "addresses": {"control": "127.0.0.1:1", "door": "127.0.0.1:2"},
             },
             "nodes": {"nodes": [NODE, {**NODE, "node": "lab-2", "connected": False, "reason": "its connection ended"}]},
             "explain": {"decisions": [DECISION]},

@@ -32,6 +32,15 @@ def test_a_person_reads_lines(cli: Cli, canned: Canned, words: tuple[str, ...], 
     assert not err or words[:2] == ("token", "create")
 
 
+def test_the_status_says_what_is_served_where_anything_is(cli: Cli, canned: Canned) -> None:
+    _, out, _ = cli("status")
+    assert " ".join(["chat-1", "1", "of", "2", "serve", "2", "1", "m", "15", "s", "it", "has", "2"]) in " ".join(
+        out.split()
+    )
+    canned.answers["status"]["servings"] = []  # type: ignore[index]
+    assert "serve" not in cli("status")[1]
+
+
 def test_a_script_gets_the_token_alone(cli: Cli, canned: Canned) -> None:
     _, out, err = cli("token", "create", "--uses", "3")
     assert out == "medley1.secret\n"

@@ -235,6 +235,7 @@ class Operator:
             "uptime_s": (host.clock.now_ns() - host.began_ns) / NS_PER_S,
             "nodes": [self.describe_node(v) for v in host.role.pool.values()],
             "jobs": [self.describe(run) for run in host.role.runs.values()],
+            "servings": [self.servings.describe(hosting) for hosting in host.role.servings.live.values()],
             "addresses": {
                 "control": server.control_address if server else "",
                 "door": server.door_address if server else "",

@@ -169,9 +169,14 @@ class ServingDesk:
     # -- people -----------------------------------------------------------------------------------------------
 
     async def _servings(self, body: Body) -> Body:
-        return {"servings": [self.describe(hosting) for hosting in self._live.values()]}
+        return {
+            "servings": [
+                {**self.describe(hosting), "note": self._notes.get(hosting.job)} for hosting in self._live.values()
+            ]
+        }
 
     def describe(self, hosting: Hosting) -> Body:
+        """Without its note, which may be long."""
         now_ns = self._host.clock.now_ns()
         return {
             "job": hosting.job,
@@ -182,7 +187,6 @@ class ServingDesk:
             "reason": self._host.role.why.get(hosting.job, ""),
             "since_s": (now_ns - hosting.since_ns) / NS_PER_S,
             "heard_s_ago": (now_ns - hosting.heard_ns) / NS_PER_S,
-            "note": self._notes.get(hosting.job),
         }
 
 
