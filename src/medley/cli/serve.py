@@ -27,6 +27,8 @@ Examples:
   medley serve --watch
 """
 
+SPLIT_ONLY = ("machines", "objective", "weights", "pin", "survive", "kv_tokens", "draft", "wire", "priority")
+
 
 @click.command("serve", epilog=EPILOG)
 @click.argument("model", required=False, default="")
@@ -38,12 +40,14 @@ Examples:
 @click.option("--local-stages", type=click.IntRange(0, 64), default=0, help="Split over N processes of this machine.")
 @click.option("--machines", default="", metavar="NAME,...", help="Of the pool, these and no others.")
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True)
-@click.option("--weights", default="", metavar="FORMAT", help="bf16, fp32, int8 or int4; split models only.")
+@click.option(
+    "--weights", type=click.Choice(["bf16", "fp32", "int8", "int4"]), help="How they are held; default: bf16."
+)
 @click.option("--pin", default="", metavar="NODE=LAYERS,...", help="A layout by hand, as in `medley plan`.")
 @click.option("--survive", type=click.IntRange(0, 1), default=0, show_default=True, help="Deaths without loading.")
 @click.option("--kv-tokens", type=click.IntRange(256, 1 << 24), default=8 * 2048, show_default=True)
 @click.option("--draft/--no-draft", default=True, show_default=True, help="Guess tokens that repeat earlier text.")
-@click.option("--wire", default="auto", show_default=True, help="Hidden states between machines: fp32, bf16, int8.")
+@click.option("--wire", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", show_default=True)
 @click.option("--priority", type=int, default=0, show_default=True, help="Against the pool's training jobs.")
 @click.option("--watch", "watching", is_flag=True, help="Show what a pool serves, stage by stage.")
 @asks
@@ -60,13 +64,34 @@ def command(asking: Asking, model: str, watching: bool, **given: Any) -> None:
         return
     if not model:
         raise UserError("say what to serve: medley serve MODEL")
-    if given["pool"] or asking.coordinator or given["local_stages"]:
+    if _split_wanted(asking, given):
         _split(asking, model, given)
-        return
-    split_only = [f"--{name.replace('_', '-')}" for name in ("machines", "weights", "pin", "survive") if given[name]]
-    if split_only:
-        raise UserError(f"{split_only[0]} is for a split model: add --pool or --local-stages N")
-    _whole(asking, model, given)
+    else:
+        _whole(asking, model, given)
+
+
+def _split_wanted(asking: Asking, given: dict[str, Any]) -> bool:
+    """Raises UserError for options that do not go together."""
+    from click.core import ParameterSource
+
+    from medley.protocol.errors import UserError
+
+    context = click.get_current_context()
+    said = {name for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    pool, stages = given["pool"] or bool(asking.coordinator), given["local_stages"]
+    if not pool and not stages:
+        for name in SPLIT_ONLY:
+            if name in said:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} is for a split model: add --pool or --local-stages N")
+        return False
+    if pool and stages:
+        raise UserError("--local-stages are processes of this machine, not of a pool: leave out one of the two")
+    if stages and given["machines"]:
+        raise UserError("--machines names machines of a pool: --local-stages makes its own")
+    if stages == 1 and given["survive"]:
+        raise UserError("--survive 1 needs a second stage to hold what the first one holds: --local-stages 2")
+    return True
 
 
 def _whole(asking: Asking, model: str, given: dict[str, Any]) -> None:
@@ -95,6 +120,8 @@ def _split(asking: Asking, model: str, given: dict[str, Any]) -> None:
         options, host, encrypt, operator = held.enter_context(_machines(asking, model, given))
         served = open_pipelined(model, options, host, encrypt, operator)
         served.engine.host.offer = _offer(model, served.name, sock, keyed=given["api_key"] is not None)
+        held.callback(served.engine.close)
+        served.engine.start()
         _run(asking, given, sock, served.name, served.words, served.engine)
 
 
@@ -124,8 +151,9 @@ def _machines(
 
     with asking.client() as client:
         status = client.ask("status")
+    _check_names(given["pin"], given["machines"], [node["node"] for node in status["nodes"]])
     control = split(status["addresses"]["control"])[0]
-    names = tuple(name.strip() for name in given["machines"].split(",") if name.strip())
+    names = _names(given["machines"])
     expected = len(names) or max(1, sum(node["connected"] for node in status["nodes"]))
     yield (
         ServeOptions(**_common(given), machines=names, expected=expected, pins=given["pin"]),
@@ -142,7 +170,7 @@ def _local(model: str, given: dict[str, Any]) -> Iterator[tuple[ServeOptions, st
 
     from medley.jobs.planning import subject
     from medley.runtimes.local import Pool
-    from medley.serving.fleet import ServeOptions, even_pins, merged
+    from medley.serving.fleet import ServeOptions, check_pins, even_pins, merged
     from medley.serving.resolve import resolve_model
     from medley.transports.control.operator import OperatorClient
     from medley.transports.identity import Credentials
@@ -152,6 +180,8 @@ def _local(model: str, given: dict[str, Any]) -> Iterator[tuple[ServeOptions, st
     names = [f"worker-{n + 1}" for n in range(stages)]
     of = subject(str(merged(resolve_model(model).directory)), common["weights"])
     pins = given["pin"] or even_pins(names, of.shape.layers)
+    check_pins(pins, of)
+    _check_names(pins, "", names)
     with tempfile.TemporaryDirectory(prefix="medley-serve-", ignore_cleanup_errors=True) as folder:
         with Pool(Path(folder), stages, 0) as pool:
             pool.wait_ready()
@@ -160,6 +190,26 @@ def _local(model: str, given: dict[str, Any]) -> Iterator[tuple[ServeOptions, st
                 return OperatorClient(pool.address["control"], Credentials.load(Path(folder) / "operator.pem"))
 
             yield ServeOptions(**common, expected=stages, pins=pins, local=True), "127.0.0.1", False, operator
+
+
+def _check_names(pins: str, machines: str, known: list[str]) -> None:
+    """Raises UserError for a machine that nobody knows: a serving would wait for it for ever."""
+    from medley.protocol.errors import UserError, did_you_mean
+    from medley.roles.front.planning import read_pins
+
+    pinned = [part.machine for one in (read_pins(pins) if pins else ()) for part in one]
+    for option, names in (("--pin", pinned), ("--machines", _names(machines))):
+        for name in names:
+            if name not in known:
+                guess = did_you_mean(name, known) if known else "none has joined"
+                raise UserError(f"{option} names '{name}', which is no machine here; {guess}")
+    twice = next((name for name in pinned if pinned.count(name) > 1), "")
+    if twice:
+        raise UserError(f"--pin names '{twice}' twice; a machine holds one stage")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _common(given: dict[str, Any]) -> dict[str, Any]:

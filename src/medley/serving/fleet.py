@@ -66,7 +66,7 @@ def open_pipelined(
     resolved = resolve_model(model)
     directory = merged(resolved.directory)
     of = subject(str(directory), options.weights)
-    _check_pins(options.pins, of)
+    check_pins(options.pins, of)
     words = load_words(directory, resolved.name)
     weights = WeightFiles.open(directory.joinpath)
     links = Links(LOCAL if options.local else FAR)
@@ -110,12 +110,13 @@ def wire_of(options: ServeOptions) -> WireType:
     raise UserError(f"--wire '{options.wire}' is unknown; allowed: auto, fp32, bf16, int8")
 
 
-def _check_pins(pins: str, of: Subject) -> None:
+def check_pins(pins: str, of: Subject) -> None:
+    """Raises UserError for pins whose layers are not the model's."""
     for parts in read_pins(pins) if pins else []:
         total = parts[-1].end
         if total != of.shape.layers:
-            raise UserError(f"--pin gives {total} layers to {parts[0].machine} and those after it, but {of.shape.name} "
-                            f"has {of.shape.layers}")  # fmt: skip
+            names = ", ".join(part.machine for part in parts)
+            raise UserError(f"--pin gives {total} layers to {names}, but {of.shape.name} has {of.shape.layers}")
 
 
 def even_pins(names: list[str], layers: int) -> str:

@@ -58,8 +58,9 @@ class Pipelined:
         return len(self._answers)
 
     def start(self) -> None:
-        """Until the coordinator has answered. Raises what it said."""
-        self._thread.start()
+        """Until the coordinator has answered. Raises what it said. Called again, it says the same."""
+        if self._thread.ident is None:
+            self._thread.start()
         self._ready.wait(START_S)
         if self._problem is not None:
             raise self._problem
