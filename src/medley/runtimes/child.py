@@ -23,7 +23,7 @@ def main() -> None:
         case "shard":
             from medley.runtimes.children.shard import serve
         case "stage":
-            from medley.runtimes.children.stage import serve  # type: ignore[no-redef]
+            from medley.runtimes.children.stage import serve
         case "vault":
             from medley.runtimes.children.vault import serve
         case "preparer":
