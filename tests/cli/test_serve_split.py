@@ -35,7 +35,7 @@ def refused(cli: Cli, *words: str) -> str:
         (["--survive", "2"], "2 is not in the range"),
         (["--local-stages", "5"], f"5 stages are more than the model's {LAYERS} layers"),
         (["--local-stages", "2", "--pin", "worker-1=3"], f"gives 3 layers to worker-1, but tiny in bf16 has {LAYERS}"),
-        (["--local-stages", "2", "--pin", "worker-1=2,worker-3=2"], "--pin names 'worker-3', which is no machine here; did you"),
+        (["--local-stages", "2", "--pin", "worker-1=2,worker-3=2"], "--pin names 'worker-3', which is no machine here"),
         (["--local-stages", "2", "--pin", "worker-1=2,worker-1=2"], "--pin names 'worker-1' twice"),
         (["--local-stages", "2", "--pin", "worker-1"], "is not MACHINE=LAYERS"),
         (["--local-stages", "1", "--survive", "1"], "--local-stages 2"),
@@ -64,7 +64,8 @@ def test_a_model_that_is_not_there_is_said(cli: Cli) -> None:
 def test_a_family_that_has_no_layers_to_part_is_said(cli: Cli, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2)).save_pretrained(str(tmp_path / "gpt2"))
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(str(tmp_path / "gpt2"))
     assert "family 'gpt2'" in refused(cli, str(tmp_path / "gpt2"), "--local-stages", "2")
 
 
