@@ -7,10 +7,11 @@ from dataclasses import replace
 from tests.roles.pool_of_stages import FRONT, JOB, PoolOfStages
 
 from medley.protocol.effects import Send
-from medley.protocol.events import Heard
-from medley.protocol.hosting import BeginServing, EndServing, ReleaseMachines, SuspectStage
+from medley.protocol.events import Expel, Heard
+from medley.protocol.hosting import BeginServing, EndServing, ReleaseMachines, ServingSpec, SuspectStage
 from medley.protocol.messages import Address, AssignStage, EngineUp, Leave, Peers, PeersSet
 from medley.protocol.pipeline import STAGE
+from medley.protocol.spec import Schedule
 
 
 def test_a_serving_gets_idle_machines_and_hears_of_them_once_all_admit_each_other() -> None:
@@ -218,3 +219,55 @@ def test_a_serving_of_a_node_that_was_assigned_is_told_its_threads() -> None:
     pool.begin()
     assigned = [m for m in pool.machines["a"].told if isinstance(m, AssignStage)]
     assert [(m.generation, m.threads) for m in assigned] == [(1, 0)]
+
+
+def higher(pool: PoolOfStages, priority: int = 5, least: int = 1) -> None:
+    """Another front wants machines, and matters more."""
+    spec = ServingSpec("other", (), 0, Schedule(priority=priority, workers_min=least, workers_max=least))
+    pool.say(BeginServing("other-1", Address("tcp://other:1", "other-key"), spec, 2))
+
+
+def test_a_machine_that_the_scheduler_gives_away_is_left_within_ten_seconds() -> None:
+    pool = PoolOfStages("a", "b", scheduler="priority")
+    pool.begin()
+    pool.wait(31.0)
+    higher(pool)
+    pool.wait(1.0)
+    (leaving,) = [stage for stage in pool.hosting.stages.values() if stage.leaving]
+    assert leaving.leaving == "it works for other-1 now"
+    assert leaving.node in pool.usable, "it may be used until it is left"
+    pool.wait(11.0)
+    assert leaving.node not in pool.hosting.stages
+    assert pool.gone[-1] == (leaving.node, "it works for other-1 now")
+
+
+def test_a_front_that_has_moved_away_releases_a_leaving_machine_at_once() -> None:
+    pool = PoolOfStages("a", "b", scheduler="priority")
+    pool.begin()
+    pool.wait(31.0)
+    higher(pool)
+    (leaving,) = [stage.node for stage in pool.hosting.stages.values() if stage.leaving]
+    pool.say(ReleaseMachines(JOB, frozenset({leaving})))
+    assert leaving not in pool.hosting.stages
+
+
+def test_a_serving_that_loses_every_machine_waits_for_others() -> None:
+    pool = PoolOfStages("a", "b", scheduler="priority")
+    pool.begin()
+    pool.wait(31.0)
+    higher(pool, least=2)
+    pool.wait(12.0)
+    assert pool.usable == []
+    assert JOB in pool.coordinator.servings.live
+    pool.join("c")
+    assert pool.usable == ["c"]
+
+
+def test_a_revoked_machine_serves_nobody_and_its_key_is_withdrawn() -> None:
+    pool = PoolOfStages("a", "b")
+    pool.begin()
+    pool.machines["a"].connected = False
+    pool.say(Expel("a", "sold"))
+    assert pool.usable == ["b"]
+    assert pool.machines["b"].admitted == ("b-1", "front-key")
+    assert "a" not in pool.hosting.stages
