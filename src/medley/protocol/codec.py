@@ -39,7 +39,7 @@ class Codec:
             return self._decoders[name].decode(body)
         except KeyError:
             raise FrameError(f"unknown message {name!r}") from None
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise FrameError(f"undecodable message: {error}") from None
 
     def to_json(self, value: Any) -> tuple[str, bytes]:
@@ -52,7 +52,7 @@ class Codec:
             return msgspec.json.decode(body, type=self._types[name])
         except KeyError:
             raise FrameError(f"unknown record {name!r}") from None
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise FrameError(f"undecodable record {name}: {error}") from None
 
 
@@ -65,7 +65,7 @@ def parse(data: str | bytes, kind: Any) -> Any:
     """Plain data of this type from JSON; FrameError if it is not."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise FrameError(f"undecodable {getattr(kind, '__name__', kind)}: {error}") from None
 
 
