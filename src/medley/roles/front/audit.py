@@ -14,7 +14,7 @@ from medley.protocol.serving import FrontEffect, Post
 from medley.roles.front.machines import MachineView
 from medley.roles.front.pipeline import Numbers
 
-EVERY_NS = 10 * NS_PER_S  # of a machine that has work
+EVERY_NS = 5 * NS_PER_S  # of a machine that has work
 
 
 class Audit:

@@ -37,6 +37,7 @@ COPY_NS = 60 * NS_PER_S
 CATCH_UP_NS = 3 * NS_PER_S  # after the last batch, until a copy must be whole; else the rest is computed again
 THINK_NS = 5 * NS_PER_S  # between two looks whether another layout is better
 AGAIN_NS = 5 * NS_PER_S  # what nobody has answered is said again: it may have been lost
+PLAN_NS = NS_PER_S  # between two plans for a pipeline that waits for machines
 REST_NS = 20 * NS_PER_S  # between two moves
 UNMEASURED_NS = 60 * NS_PER_S
 
@@ -76,13 +77,14 @@ class Layouts:
         self._came_ns = 0
         self._thought_ns = 0
         self._moved_ns = 0
+        self._plan_ns = 0  # the next plan for a pipeline that is down may be made then
 
     # -- machines -----------------------------------------------------------------------------------------------------
 
     def up(self, node: NodeId, address: Address, now_ns: int) -> list[FrontEffect]:
         if not self.machines.up(node, address, now_ns):
             return []
-        self._came_ns, self._thought_ns = now_ns, 0
+        self._came_ns, self._thought_ns, self._plan_ns = now_ns, 0, 0
         lost = self._let_go(node, "its engine was started again", now_ns)
         return [*lost, Explain(node, "is there and holds nothing yet")]
 
@@ -110,7 +112,7 @@ class Layouts:
     def _repair(self, pipeline: Pipeline, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
         """At once, where others hold its layers; else by `_rebuild`, with the next tick."""
         stops = self._abandon(pipeline.name, f"{node} is gone") if pipeline.name in self.changes else []
-        others = [hop.node for p in self.pipelines if p is not pipeline and p.state != "down" for hop in p.hops]
+        others = self._busy(pipeline)
         decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
         if decision.plan is None:
             text = f"{node} is gone ({reason}); {decision.reason}, so they must be loaded"
@@ -215,11 +217,12 @@ class Layouts:
 
     def _first_plan(self, now_ns: int) -> list[FrontEffect]:
         ready = self._ready(now_ns)
-        if not ready:
+        if not ready or now_ns < self._plan_ns:
             return []
         decision = planned(self.options, ready)
         layouts, self.reason = decision.plan, decision.reason
         if not layouts:
+            self._plan_ns = now_ns + PLAN_NS
             return self._say("plan", self.reason)
         out: list[FrontEffect] = [Explain("plan", self.reason)]
         for number, parts in enumerate(layouts, start=1):
@@ -232,18 +235,30 @@ class Layouts:
 
     def _rebuild(self, pipeline: Pipeline, now_ns: int) -> list[FrontEffect]:
         """Layers that nobody holds: on a machine that has room, else by a plan of its own."""
-        others = [hop.node for p in self.pipelines if p is not pipeline and p.state != "down" for hop in p.hops]
+        others = self._busy(pipeline)
         living = [view for view in self.machines.usable(now_ns) if view.node not in others]
         decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
         if decision.plan is not None:
             return self._install(pipeline, decision.plan, decision.reason, pipeline.down_ns, now_ns)
         parts = self._back_again(pipeline, living)
-        if parts is None and not self.options.pins and all(v.measured is not None for v in living):
+        if parts is None and not self.options.pins and self._may_plan(living, now_ns):
             layouts = planned(self.options, living).plan if living else []
             parts = layouts[0] if layouts else None
         if parts is None:
             return self._say(pipeline.name, f"it waits for machines: {decision.reason}")
         return self._begin(pipeline, parts, "layers were lost with their machine", False, now_ns)
+
+    def _may_plan(self, living: Sequence[MachineView], now_ns: int) -> bool:
+        """Not with every tick: a plan of many machines takes as long as one."""
+        if any(view.measured is None for view in living) or now_ns < self._plan_ns:
+            return False
+        self._plan_ns = now_ns + PLAN_NS
+        return True
+
+    def _busy(self, but: Pipeline) -> set[NodeId]:
+        """Machines that work for other pipelines, or will."""
+        busy = {hop.node for p in self.pipelines if p is not but and p.state != "down" for hop in p.hops}
+        return busy.union(p.machine for name, change in self.changes.items() if name != but.name for p in change.parts)
 
     def _back_again(self, pipeline: Pipeline, living: Sequence[MachineView]) -> Parts | None:
         """The same layout, where every machine of it is there (one of them with an empty memory)."""

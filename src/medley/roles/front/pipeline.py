@@ -126,9 +126,9 @@ class Pipeline:
 
     @property
     def needed(self) -> set[int]:
-        """Requests whose KV may be held: also what waits to be freed, behind passes that still speak of it."""
+        """Requests whose KV may be held: also what is to be freed, behind passes in flight that still speak of it."""
         flying = (flight.request.id for batch in self.flying.values() for flight in batch.rows)
-        return {*self.requests, *self.remembered, *self._frees, *flying}
+        return {*self.requests, *self.remembered, *flying, *(self._frees if self.flying else ())}
 
     @property
     def reserved(self) -> int:
@@ -287,6 +287,7 @@ class Pipeline:
         self.state = "down"
         self.down_ns = self.down_ns or now_ns
         self.flying.clear()
+        self._frees += self._prefixes.clear()
         self._probing = self._asking = None
 
     def install(self, hops: tuple[Hop, ...], why: str, since_ns: int, now_ns: int) -> list[FrontEffect]:

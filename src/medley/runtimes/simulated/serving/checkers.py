@@ -113,8 +113,6 @@ class Kv(ServingWatcher):
     ) -> None:
         engine = process.engine
         if isinstance(event, Computed):
-            if event.refused is not None and event.refused.kind == "bad":
-                raise Violation("E1", f"{process.name} is asked to compute what cannot be: {event.refused.reason}")
             if event.refused is None:
                 self._whole(process, event)
         if engine.kv_nbytes > engine.kv_limit_nbytes:
@@ -135,7 +133,7 @@ class Kv(ServingWatcher):
 
 
 class Generations(ServingWatcher):
-    """I3: no pass of an older generation changes anything."""
+    """I3: no pass of an older generation changes anything. E1: one of the present generation can be computed."""
 
     def __init__(self) -> None:
         self._newest: dict[int, int] = {}  # of each process, what it was told
@@ -155,9 +153,12 @@ class Generations(ServingWatcher):
     def front(self, world: ServingWorld, event: FrontEvent, effects: Sequence[FrontEffect]) -> None:
         if isinstance(event, Heard) and isinstance(event.word, Drawn | Refusal):
             late = event.word.generation not in self._generations
+            if not late and isinstance(event.word, Refusal) and event.word.kind == "bad":
+                raise Violation("E1", f"{event.node} is asked to compute what cannot be: {event.word.reason}")
             if late and any(isinstance(effect, Emit | Fail) for effect in effects):
                 raise Violation("I3", f"a word of generation {event.word.generation} changes an answer")
-        self._generations = {pipeline.generation for pipeline in world.front.role.pipelines}
+        serving = [pipeline for pipeline in world.front.role.pipelines if pipeline.state != "down"]
+        self._generations = {pipeline.generation for pipeline in serving}
 
 
 def everything(layers: int) -> list[ServingWatcher]:

@@ -30,7 +30,7 @@ def draw_serving(seed: int) -> ServingSetup:
     return ServingSetup(
         shape,
         hosts,
-        tuple(_client(random, number, wanted.kv_tokens) for number in range(1, random.randint(4, 13))),
+        tuple(_client(random, number, wanted.kv_tokens) for number in range(1, random.randint(6, 14))),
         wanted,
         pins=_pins(random, hosts, layers) if random.random() < 0.4 else "",
         survive=int(random.random() < 0.5),
@@ -38,7 +38,7 @@ def draw_serving(seed: int) -> ServingSetup:
         front=Conditions(rtt_ms=rtt_ms),
         links=Links(Link(rtt_ms / 1000, 1e9)),
         bits=random.random() < 0.5,
-        boot_ns=random.choice((200 * MS, S)),
+        boot_ns=random.choice((100 * MS, 600 * MS)),
     )
 
 
@@ -49,9 +49,9 @@ def _hosts(random: Random, count: int, shape: ModelShape, wanted: Wanted, rtt_ms
     memory = each * max(2, 2 * shape.layers // 3) + 2 * MIB if tight else 1 << 40
     return tuple(
         Host(
-            even(f"n{i}", random.choice((0.001, 0.001, 0.004)), memory),
+            even(f"n{i}", random.choice((0.002, 0.002, 0.008)), memory),
             Conditions(rtt_ms=rtt_ms),
-            load_bytes_per_s=random.choice((1e6, 1e7)),
+            load_bytes_per_s=random.choice((5e6, 5e7)),
             joins_ns=int(random.choice((0, 0, 10)) * S * random.random()) if i else 0,
         )
         for i in range(count)
@@ -70,7 +70,7 @@ def _client(random: Random, number: int, kv_tokens: int) -> Client:
     asked = Asked(
         number,
         _prompt(random),
-        random.choice((1, 8, 30, 60)),
+        random.choice((1, 8, 30, 60, 120)),
         frozenset({END}) if random.random() < 0.3 else frozenset(),
         temperature=1.0 if sampled else 0.0,
         seed=POISON if random.random() < 0.03 else random.randint(0, 3),

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from medley.runtimes.simulated.serving.world import ServingWorld
 
 STATUS_NS = S
+MEASURE_S = 0.1
 BIT = 8  # positions of a copy that goes out bit by bit
 Call = Callable[[], None]
 
@@ -285,7 +286,7 @@ class StageProcess:
                 self.engine.unload(word.first, word.end)
                 self._inbox.append(Said(Unloaded(word.number)))
             case Measure():
-                self._after(0.5, lambda: self._measured(word))
+                self._after(MEASURE_S, lambda: self._measured(word))
             case AskHeld():
                 self._inbox.append(Said(self._held(word)))
 

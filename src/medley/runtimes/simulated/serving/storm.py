@@ -22,9 +22,9 @@ from medley.runtimes.simulated.serving.world import ServingWorld
 
 STORM_NS = 30 * S
 DEADLINE_NS = 2000 * S
-SETTLE_NS = 5 * S  # after the last answer, until nothing may be held any more
+SETTLE_NS = 8 * S  # after the last answer, until nothing may be held any more
 ON = 0.5
-AIM_NS, AIMS = 3 * MS, 300
+AIM_NS, AIMS = 5 * MS, 400
 
 
 class ServingStorm:
@@ -100,16 +100,16 @@ class ServingStorm:
     def end(self) -> None:
         """Everything is mended that a person would mend, and stays so."""
         world = self.world
+        if self.calm:
+            return
         self.calm, world.strike = True, None
         world.note("storm", "calm", "nothing fails any more")
         for source, target in sorted(world.network.blocked):
             world.mend(source, target)
-        for name, machine in world.machines.items():
+        for name in world.machines:
             world.slow(name, 1.0)
             world.join(name)
-            if machine.process is not None:
-                machine.process.resume()
-            machine.paused_ns = 0
+            world.resume(name)
 
 
 def weather(seed: int, trace: Path | None = None, chosen: dict[str, float] | None = None) -> Seed:

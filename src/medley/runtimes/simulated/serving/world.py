@@ -127,10 +127,11 @@ class ServingWorld:
         if machine.process is None:
             return
         self.note(name, "engine-died", reason)
+        address = machine.process.address
         machine.process.die()
         machine.process = None
         wait_ns = max(self.kernel.now, machine.paused_ns) - self.kernel.now + self.jitter(EXIT_NS)
-        self.kernel.after(wait_ns, self._say_down, machine, reason)
+        self.kernel.after(wait_ns, self._say_down, machine, address, reason)
         self.kernel.after(wait_ns + self.jitter(self.setup.boot_ns), self._boot, machine, machine.starts)
 
     def crash(self, name: NodeId, away_ns: int) -> None:
@@ -142,9 +143,9 @@ class ServingWorld:
         machine.there = False
         machine.starts += 1
         if machine.process is not None:
+            self.kernel.after(self.jitter(S), self._say_down, machine, machine.process.address, "its connection ended")
             machine.process.die()
             machine.process = None
-        self.kernel.after(self.jitter(S), self._say_down, machine, "its connection ended")
         if away_ns:
             self.kernel.after(away_ns, self.join, name)
 
@@ -163,6 +164,14 @@ class ServingWorld:
         if process is not None:
             self.note(name, "engine-paused", f"for {for_ns / S:.3f} s")
             process.pause(self.kernel.now + for_ns)
+
+    def resume(self, name: NodeId) -> None:
+        """SIGCONT, for all that stands still there."""
+        machine = self.machines[name]
+        machine.paused_ns = 0
+        if machine.process is not None:
+            machine.process.resume()
+        self._look_later()
 
     def slow(self, name: NodeId, factor: float) -> None:
         machine = self.machines[name]
@@ -209,7 +218,7 @@ class ServingWorld:
         name = machine.host.name
         silent = machine.paused_ns > self.kernel.now or self.network.blocked.issuperset({(name, EVERYONE)})
         if silent:
-            self._say_down(machine, "no heartbeat for 5 s")
+            self._say_down(machine, machine.known_up, "no heartbeat for 5 s")
         elif machine.process is not None:
             self._say_up(machine, machine.process)
 
@@ -219,8 +228,9 @@ class ServingWorld:
         machine.known_up = process.address
         self._tell(MachineUp(machine.host.name, process.address))
 
-    def _say_down(self, machine: Machine, reason: str) -> None:
-        if machine.known_up is not None and (machine.process is None or machine.known_up == machine.process.address):
+    def _say_down(self, machine: Machine, address: Address | None, reason: str) -> None:
+        """Of the process that listened there; a newer one may be known already."""
+        if address is not None and machine.known_up == address:
             machine.known_up = None
             self._tell(MachineDown(machine.host.name, reason))
 
