@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from medley.dashboard.feed import Broadcast, Events
+from medley.dashboard.served import served
 from medley.protocol.errors import Unavailable
 
 NOW_MS = 1_795_167_000_000
@@ -63,8 +64,50 @@ def sample() -> dict[str, Any]:
             decision(-40, "laptop-ben", "left idle", "its link of 0.4 MB/s would hold up every round"),
             decision(-3, "round 412", "committed with 2 of 2", "every slot was staged within the grace of 0.8 s"),
         ],
-        "models": ["demo"],
+        "models": ["demo", "tinyllama-1.1b"],
+        "servings": [served(serving())],
     }  # fmt: skip
+
+
+def serving() -> dict[str, Any]:
+    """As a coordinator answers `servings`: three stages, one machine in reserve, one on its way out."""
+    hops = [hop("desktop-1", 0, 9, "desktop-2"), hop("laptop-anna", 9, 16, "desktop-2"), hop("mini-4", 16, 22, "")]
+    pipeline = {
+        "name": "p0", "state": "serving", "generation": 4, "requests": 5, "queue": 1, "in_flight": 3, "tokens": 8123,
+        "recomputed": 0, "latency_s": 0.0631, "link_s": 0.0032, "hops": hops,
+    }  # fmt: skip
+    machines = [
+        machine("desktop-1", range(9), 0.93, 2), machine("laptop-anna", range(9, 16), 0.88, 1),
+        machine("mini-4", range(16, 22), 0.71, 0), machine("desktop-2", range(16), 0.0, 0),
+        machine("spot-17", range(0), 0.0, 0) | {"up": False},
+    ]  # fmt: skip
+    decisions = [
+        said(-58, "layout", "desktop-1 0-8, laptop-anna 9-15, mini-4 16-21: the fastest for one stream that fits"),
+        said(-21, "p0", "spot-17 is gone (its connection ended): laptop-anna, in reserve, goes on after 0.4 s"),
+        said(-20, "reserve", "desktop-2 loads layers 9-15 beside its own, to take over from laptop-anna"),
+    ]
+    note = {
+        "model": "tinyllama-1.1b", "serving": True, "reason": "", "tokens_per_s": 47.3, "waiting": 1,
+        "pipelines": [pipeline], "machines": machines, "decisions": decisions,
+        "offer": {"url": "http://127.0.0.1:8080/v1", "keyed": False, "source": ""},
+    }  # fmt: skip
+    return {"job": "tinyllama-1.1b-7c21", "name": "tinyllama-1.1b", "reason": "", "note": note}
+
+
+def hop(name: str, first: int, end: int, reserve: str) -> dict[str, Any]:
+    return {"machine": name, "first": first, "end": end, "pass_s": 0.0022 * (end - first), "reserve": reserve}
+
+
+def machine(name: str, layers: range, busy: float, queue: int) -> dict[str, Any]:
+    return {
+        "name": name, "up": True, "layers": list(layers), "suspicions": 0, "draining": False, "slowness": 1.0,
+        "busy": busy, "queue": queue, "requests": 5, "kv_nbytes": len(layers) * 5 * 300 * 1024,
+        "memory_nbytes": (900 << 20) + len(layers) * (88 << 20), "shadow_nbytes": 0,
+    }  # fmt: skip
+
+
+def said(after_s: int, subject: str, what: str) -> dict[str, Any]:
+    return {"wall_s": NOW_MS / 1000 + after_s, "subject": subject, "text": what}
 
 
 def node(name: str, roles: list[str], state: str, speed: float | None, reason: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from tests.dashboard.browser import CHROMIUM, Tab, browser
 from tests.dashboard.conftest import Shown, shown
-from tests.dashboard.sample import HOSTILE, SampleFeed, node, sample
+from tests.dashboard.sample import HOSTILE, SampleFeed, node, sample, serving
+
+from medley.dashboard.served import served
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 LIVE = "document.querySelector('#connection')?.dataset.state === 'live' && !!document.querySelector('#jobs tr')"
@@ -46,6 +48,19 @@ def test_tables_curves_and_decisions_are_drawn(tab: Tab, page: Shown) -> None:
     assert {"time since start [min]", "loss [nats/token]", "training", "held-out"} <= set(
         tab.evaluate("[...document.querySelectorAll('#loss-chart text')].map((t) => t.textContent)")
     )
+
+
+def test_a_served_model_is_a_row_of_stages(tab: Tab, page: Shown) -> None:
+    tab.open(page.url)
+    tab.wait(LIVE)
+    assert "tinyllama-1.1b serving 47.3 tokens/s" in " ".join(text(tab, "#servings").split())
+    first = " ".join(text(tab, "#servings .stage:first-child").split())
+    assert first.startswith("desktop-1 layers 0–8 pass 19.8 ms busy 93 % queue 2 KV 13.2 MiB memory 1.7 GiB")
+    assert count(tab, "#servings .stage") == 3
+    assert "desktop-2 (holds layers 0-15), spot-17 (away)" in text(tab, "#servings")
+    assert "laptop-anna, in reserve, goes on after 0.4 s" in text(tab, "#servings .decisions")
+    page.publish({"kind": "servings", "servings": []})
+    tab.wait("document.querySelector('#served').hidden")
 
 
 def test_changes_appear(tab: Tab, page: Shown) -> None:
@@ -85,20 +100,25 @@ def test_hostile_names_stay_text(tab: Tab) -> None:
     data["jobs"] = [data["jobs"][0] | {"name": HOSTILE, "state": HOSTILE, "reason": HOSTILE}]
     data["decisions"] = [{"at_ms": 1, "subject": HOSTILE, "decision": HOSTILE, "reason": HOSTILE}]
     data["models"] = [HOSTILE]
+    odd = serving() | {"name": HOSTILE}
+    odd["note"] |= {"reason": HOSTILE, "pipelines": [odd["note"]["pipelines"][0] | {"name": HOSTILE, "state": HOSTILE}]}
+    odd["note"]["machines"][4]["name"] = odd["note"]["decisions"][0]["text"] = HOSTILE
+    odd["note"]["pipelines"][0]["hops"][0] |= {"machine": HOSTILE, "reserve": HOSTILE}
+    data["servings"] = [served(odd)]
     with shown(SampleFeed(data)) as page:
         tab.open(page.url)
         tab.wait(LIVE)
-        assert HOSTILE in text(tab, "#jobs") and HOSTILE in text(tab, "#nodes")
+        assert all(HOSTILE in text(tab, place) for place in ("#jobs", "#nodes", "#servings"))
         assert tab.evaluate("document.title") == "Medley"
         assert count(tab, "img") == 1  # the page's own
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_picture(tab: Tab, page: Shown, tmp_path: Path, dark: bool) -> None:
-    tab.open(page.url, 1240, 1400, dark)
+    tab.open(page.url, 1240, 1900, dark)
     tab.wait(LIVE)
     picture = tab.picture()
-    assert struct.unpack(">II", picture[16:24]) == (1240, 1400)
+    assert struct.unpack(">II", picture[16:24]) == (1240, 1900)
     assert len(picture) > 40_000  # an empty page is far smaller
     (tmp_path / "page.png").write_bytes(picture)
 

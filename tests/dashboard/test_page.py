@@ -166,6 +166,8 @@ def test_example_of_the_documentation_is_the_sample(repository: Path) -> None:
     example = json.loads(text.split("```json\n")[1].split("```")[0])
     whole = sample()
     assert example.keys() == whole.keys()
-    for part in ("nodes", "jobs", "decisions"):
+    for part in ("nodes", "jobs", "decisions", "servings"):
         assert all(item.keys() == whole[part][0].keys() for item in example[part]), part
+    pipeline, drawn = (found["servings"][0]["pipelines"][0] for found in (example, whole))
+    assert pipeline.keys() == drawn.keys() and pipeline["stages"][0].keys() == drawn["stages"][0].keys()
     assert next(iter(example["curves"].values())).keys() == next(iter(whole["curves"].values())).keys()

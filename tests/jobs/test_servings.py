@@ -142,7 +142,9 @@ async def test_a_note_is_kept_while_its_serving_lives_and_never_grows_beyond_bou
     await ask("serve_note", job=job, note={"tokens_per_s": 3})
     assert bytes((await ask("servings"))["servings"][0]["note"]) == b'{"tokens_per_s":3}'
     with pytest.raises(UserError, match="at most 256 KiB"):
-        await ask("serve_note", job=job, note="x" * NOTE_NBYTES_MAX)
+        await ask("serve_note", job=job, note={"reason": "x" * NOTE_NBYTES_MAX})
+    with pytest.raises(UserError, match="JSON object"):
+        await ask("serve_note", job=job, note=[])
     await ask("serve_end", job=job)
     assert (await ask("servings"))["servings"] == []
     with pytest.raises(UserError, match="is over: its front end stopped"):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,7 +20,9 @@ from starlette.routing import Route
 from medley.concurrency import TaskGroup
 from medley.dashboard.answers import Answers
 from medley.dashboard.feed import Broadcast, Events
+from medley.dashboard.relay import relay
 from medley.dashboard.routes import OPEN_PATHS, make_routes
+from medley.dashboard.served import askable, served
 from medley.jobs.operator import Operator
 from medley.observe.metrics import CONTENT_TYPE
 from medley.protocol.ids import NS_PER_MS
@@ -41,6 +44,7 @@ class PoolFeed:
         self._operator = operator
         self._answers = answers
         self._broadcast = Broadcast()
+        self._models: list[str] = []
         host.chronicle.listen(self._noted)
 
     def snapshot(self) -> Mapping[str, Any]:
@@ -58,17 +62,22 @@ class PoolFeed:
             "jobs": [_job(job) for job in jobs],
             "curves": {job["job"]: self._curves(job["job"]) for job in jobs},
             "decisions": [_decision(d) for d in host.chronicle.decisions(limit=100)],
-            "models": [job["job"] for job in jobs if job["export"]],
+            "models": self._askable_models(),
+            "servings": [served(serving) for serving in self._servings()],
         }
 
     def events(self) -> Events:
         return self._broadcast.subscribe()
 
     def ask(self, model: str, messages: Sequence[Mapping[str, str]]) -> AsyncIterator[str]:
+        """A model that is served now answers where it is; one that a job trained gets a process of its own."""
+        for offer in askable(self._servings()):
+            if offer.name == model:
+                return relay(offer.url, model, messages)
         return self._answers.ask(model, messages)
 
     async def refresh(self) -> None:
-        """Machines and jobs once a second; points and decisions as they happen."""
+        """Machines, jobs and servings once a second; points and decisions as they happen."""
         while True:
             await self._host.clock.sleep(REFRESH_S)
             if not self._broadcast.clients:
@@ -77,6 +86,27 @@ class PoolFeed:
                 self._broadcast.publish({"kind": "node", "node": node})
             for run in self._host.role.runs.values():
                 self._broadcast.publish({"kind": "job", "job": _job(self._operator.describe(run))})
+            found = [served(serving) for serving in self._servings()]
+            self._broadcast.publish({"kind": "servings", "servings": found})
+            self._publish_models()
+
+    def _servings(self) -> list[dict[str, Any]]:
+        return [
+            {**serving, "note": msgspec.json.decode(serving["note"]) if serving["note"] is not None else None}
+            for serving in self._operator.servings.noted()
+        ]
+
+    def _askable_models(self) -> list[str]:
+        """What is served first, then what jobs have trained."""
+        served_here = [offer.name for offer in askable(self._servings())]
+        jobs = [self._operator.describe(run) for run in self._host.role.runs.values()]
+        return list(dict.fromkeys([*served_here, *(job["job"] for job in jobs if job["export"])]))
+
+    def _publish_models(self) -> None:
+        models = self._askable_models()
+        if models != self._models:
+            self._models = models
+            self._broadcast.publish({"kind": "models", "models": models})
 
     def _nodes(self) -> list[dict[str, Any]]:
         wall_ms = self._host.clock.wall_ns() // NS_PER_MS
@@ -111,8 +141,7 @@ class PoolFeed:
             case "heldout":
                 self._points(entry, "heldout_loss", entry["loss"])
             case "state":
-                models = [j.ctx.job for j in self._host.role.runs.values() if j.state.state == "done"]
-                self._broadcast.publish({"kind": "models", "models": models})
+                self._publish_models()
 
     def _points(self, entry: Mapping[str, Any], curve: str, value: float) -> None:
         points = [[entry["elapsed_s"], value]]

@@ -31,6 +31,7 @@ FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/chart.js": ("chart.js", "text/javascript"),
     "/chat.js": ("chat.js", "text/javascript"),
+    "/served.js": ("served.js", "text/javascript"),
     "/stream.js": ("stream.js", "text/javascript"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }

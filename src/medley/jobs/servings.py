@@ -135,7 +135,9 @@ class ServingDesk:
 
     async def _note(self, body: Body) -> Body:
         hosting = self._find(body)
-        note = msgspec.json.encode(body.get("note"))
+        if not isinstance(body.get("note"), dict):
+            raise UserError("a note is a JSON object")
+        note = msgspec.json.encode(body["note"])
         if len(note) > NOTE_NBYTES_MAX:
             raise UserError(f"a note has at most {NOTE_NBYTES_MAX // 1024} KiB, this one {len(note) // 1024}")
         self._notes = {job: kept for job, kept in self._notes.items() if job in self._live}
@@ -169,11 +171,11 @@ class ServingDesk:
     # -- people -----------------------------------------------------------------------------------------------
 
     async def _servings(self, body: Body) -> Body:
-        return {
-            "servings": [
-                {**self.describe(hosting), "note": self._notes.get(hosting.job)} for hosting in self._live.values()
-            ]
-        }
+        return {"servings": self.noted()}
+
+    def noted(self) -> list[Body]:
+        """Every serving with what its front noted: a JSON object, or None before the first."""
+        return [{**self.describe(hosting), "note": self._notes.get(hosting.job)} for hosting in self._live.values()]
 
     def describe(self, hosting: Hosting) -> Body:
         """Without its note, which may be long."""

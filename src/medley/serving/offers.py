@@ -40,10 +40,10 @@ def offers(servings: Iterable[Mapping[str, Any]]) -> list[Offer]:
     found = []
     for serving in servings:
         note = serving.get("note") or {}
-        told = note.get("offer") or {}
-        if note.get("serving") and str(told.get("url", "")).startswith("http://"):
-            offer = Offer(serving["name"], told["url"], bool(told.get("keyed")), told.get("source", ""), serving["job"])
-            found.append(offer)
+        told = note.get("offer")
+        if note.get("serving") and isinstance(told, dict) and str(told.get("url", "")).startswith("http://"):
+            keyed, source = bool(told.get("keyed")), str(told.get("source", ""))
+            found.append(Offer(serving["name"], told["url"], keyed, source, serving["job"]))
     return found
 
 

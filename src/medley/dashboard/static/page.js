@@ -2,6 +2,7 @@
 
 import { chart, short } from "/chart.js";
 import { chatBox } from "/chat.js";
+import { servingBox } from "/served.js";
 import { Refused, key, stream } from "/stream.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,7 +10,8 @@ const RETRY_MS = [500, 1000, 2000, 5000];
 const CURVE_POINTS_MAX = 4000;
 const DECISIONS_MAX = 100;
 
-const state = { cluster: {}, nodes: new Map(), jobs: new Map(), curves: {}, decisions: [], models: [], skewMs: 0 };
+const state = { cluster: {}, nodes: new Map(), jobs: new Map(), curves: {}, decisions: [], models: [], servings: [],
+  skewMs: 0 };
 let dirty = false;
 
 function take(snapshot) {
@@ -20,6 +22,7 @@ function take(snapshot) {
   state.curves = snapshot.curves || {};
   state.decisions = snapshot.decisions || [];
   state.models = snapshot.models || [];
+  state.servings = snapshot.servings || [];
 }
 
 const changes = {
@@ -28,6 +31,7 @@ const changes = {
   node_gone: ({ id }) => state.nodes.delete(id),
   job: ({ job }) => state.jobs.set(job.id, job),
   models: ({ models }) => { state.models = models; },
+  servings: ({ servings }) => { state.servings = servings; },
   decision: ({ decision }) => {
     state.decisions = [...state.decisions, decision].slice(-DECISIONS_MAX);
   },
@@ -197,6 +201,8 @@ function render() {
   charts();
   fill($("jobs"), jobs.map(jobRow), 8, "No job yet: medley train JOB.yaml starts one.");
   fill($("nodes"), nodes.map(nodeRow), 6, "No machine yet: medley join adds one.");
+  $("served").hidden = state.servings.length === 0;
+  $("servings").replaceChildren(...state.servings.map(servingBox));
   $("decisions").replaceChildren(...[...state.decisions].reverse().map(decisionItem));
   if (!state.decisions.length) $("decisions").append(element("li", "empty", "No decision yet."));
 }
