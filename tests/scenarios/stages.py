@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.scenarios.notation import line, read, split
+from tests.scenarios.serving_stage import ServingStage
 
 from medley.protocol import effects as fx
 from medley.protocol import engine as e
@@ -234,8 +235,10 @@ class RoleStage:
         return None
 
 
-def open_stage(role: str, options: dict[str, str]) -> CoordinatorStage | RoleStage:
+def open_stage(role: str, options: dict[str, str]) -> CoordinatorStage | RoleStage | ServingStage:
     match role:
+        case "serving":
+            return ServingStage(options)
         case "coordinator":
             return CoordinatorStage(options)
         case "worker":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.scenarios.notation import split
+from tests.scenarios.serving_stage import ServingStage
 from tests.scenarios.stages import CoordinatorStage, RoleStage, open_stage
 
 HERE = Path(__file__).parent
@@ -26,7 +27,7 @@ def test_transcript(path: Path) -> None:
 
 
 def play(path: Path) -> None:
-    stage: CoordinatorStage | RoleStage | None = None
+    stage: CoordinatorStage | RoleStage | ServingStage | None = None
     waiting: list[tuple[str, str]] = []
     where = ""
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
