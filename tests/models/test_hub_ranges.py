@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.models.hub_setup import REVISION, Answer, Hub, hub_of
 
 from medley.models import remote_weights
 from medley.models.hub_ranges import HubRanges
@@ -21,64 +19,6 @@ from medley.protocol.errors import UserError
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 ONE = {"model.embed.weight": torch.randn(400, 100), "model.norm.weight": torch.randn(7).to(torch.bfloat16)}
 TWO = {"model.head.weight": torch.randn(300, 50)}
-REVISION = "c0ffee" * 6 + "abcd"
-
-
-class Hub(ThreadingHTTPServer):
-    """Files of one repository; `twist(path, content, range)` may change what is answered."""
-
-    daemon_threads = True
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.root = root
-        self.sent = 0
-        self.asked: list[str] = []
-        self.revisions: set[str] = set()
-        self.twist: Callable[[Answer, bytes], bool] = lambda answer, content: False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        name, revision, file = re.fullmatch(r"/(\w+/\w+)/resolve/(\w+)/(.+)", self.path).groups()  # type: ignore[union-attr]
-        assert name == "some/model"
-        self.server.asked.append(file)
-        self.server.revisions.add(revision)
-        path = self.server.root / file
-        if not path.is_file():
-            self.answer(404, b"")
-            return
-        content = path.read_bytes()
-        if not self.server.twist(self, content):
-            begin, end = self.range()
-            self.part(content, begin, end)
-
-    def range(self) -> tuple[int, int]:
-        first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["range"]).groups()  # type: ignore[union-attr]
-        return int(first), int(last) + 1
-
-    def part(self, content: bytes, begin: int, end: int) -> None:
-        self.answer(206, content[begin:end], f"bytes {begin}-{end - 1}/{len(content)}")
-
-    def answer(self, status: int, body: bytes, told: str = "", claimed: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if claimed is None else claimed))
-        self.send_header("X-Repo-Commit", REVISION)
-        if told:
-            self.send_header("Content-Range", told)
-        self.end_headers()
-        self.wfile.write(body)
-        self.server.sent += len(body)
-
-    def log_message(self, *words: object) -> None:
-        """Nobody reads it."""
 
 
 @pytest.fixture
@@ -87,12 +27,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     save_file(TWO, tmp_path / SECOND)
     holders = {**dict.fromkeys(ONE, FIRST), **dict.fromkeys(TWO, SECOND)}
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": holders}))
-    with Hub(tmp_path) as server:
-        running = threading.Thread(target=server.serve_forever)
-        running.start()
+    with hub_of(tmp_path) as server:
         yield server
-        server.shutdown()
-        running.join()
 
 
 @pytest.fixture

@@ -170,15 +170,15 @@ def _local(model: str, given: dict[str, Any]) -> Iterator[tuple[ServeOptions, st
 
     from medley.jobs.planning import subject
     from medley.runtimes.local import Pool
-    from medley.serving.fleet import ServeOptions, check_pins, even_pins, merged
-    from medley.serving.resolve import resolve_model
+    from medley.serving.fleet import ServeOptions, check_pins, even_pins
+    from medley.serving.weights_source import open_source
     from medley.transports.control.operator import OperatorClient
     from medley.transports.identity import Credentials
 
     common = _common(given)
     stages = given["local_stages"]
     names = [f"worker-{n + 1}" for n in range(stages)]
-    of = subject(str(merged(resolve_model(model).directory)), common["weights"])
+    of = subject(str(open_source(model).directory), common["weights"])
     pins = given["pin"] or even_pins(names, of.shape.layers)
     check_pins(pins, of)
     _check_names(pins, "", names)

@@ -52,23 +52,25 @@ class _Absent(Exception):
 class HubRanges:
     """`open` makes two or three small requests. Not for two threads at once, `close` it once."""
 
-    def __init__(self, name: str, client: httpx.Client, endpoint: str | None) -> None:
-        self._name, self._client, self._endpoint = name, client, endpoint
-        self._revision = "main"
+    def __init__(self, name: str, client: httpx.Client, endpoint: str | None, revision: str) -> None:
+        self._name, self._client, self._endpoint, self._revision = name, client, endpoint, revision
         self._sizes: dict[str, int] = {}
         self._files: dict[str, _File] = {}
         self._holders: dict[str, str] = {}
 
     @classmethod
-    def open(cls, name: str, endpoint: str | None = None) -> HubRanges:
-        """The model as the hub has it now. Raises UserError. `endpoint`: of another hub than the usual one."""
+    def open(cls, name: str, endpoint: str | None = None, revision: str = "main") -> HubRanges:
+        """The model as the hub has it now, or had it at a commit. Raises UserError.
+
+        `endpoint`: of another hub than the usual one.
+        """
         from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers
 
-        if constants.HF_HUB_OFFLINE:
+        if endpoint is None and constants.HF_HUB_OFFLINE:
             raise UserError(f"'{name}' is not in the local cache, and HF_HUB_OFFLINE forbids to ask the hub")
         headers = {**build_hf_headers(), "accept-encoding": "identity"}
-        made = cls(name, httpx.Client(headers=headers, follow_redirects=True, timeout=TIMEOUT_S), endpoint)
+        made = cls(name, httpx.Client(headers=headers, follow_redirects=True, timeout=TIMEOUT_S), endpoint, revision)
         try:
             made._look()
         except BaseException:

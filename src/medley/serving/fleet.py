@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medley.engines.wording import Wording, load_words
-from medley.jobs.home import home
 from medley.jobs.planning import LOCAL, Subject, subject
-from medley.models.described import Described, described, fingerprint
-from medley.models.weightfiles import WeightFiles
+from medley.models.described import Described
 from medley.policies.pipeline.describe import Link, Links, Objective, Wanted
 from medley.protocol.errors import UserError
 from medley.protocol.messages import Address
@@ -25,8 +22,8 @@ from medley.roles.front.front import Front
 from medley.roles.front.planning import FrontOptions, read_pins
 from medley.serving.front_host import Place
 from medley.serving.pipelined import Pipelined
-from medley.serving.resolve import resolve_model
 from medley.serving.weights_keeper import WeightsKeeper
+from medley.serving.weights_source import WeightsSource, open_source
 
 if TYPE_CHECKING:
     from medley.transports.control.operator import OperatorClient
@@ -63,39 +60,36 @@ def open_pipelined(
     model: str, options: ServeOptions, host: str, encrypt: bool, operator: Callable[[], OperatorClient]
 ) -> Served:
     """MODEL over the machines of a pool; `host` is where stages reach this process."""
-    resolved = resolve_model(model)
-    directory = merged(resolved.directory)
-    of = subject(str(directory), options.weights)
+    source = open_source(model)
+    of = subject(str(source.directory), options.weights)
     check_pins(options.pins, of)
-    words = load_words(directory, resolved.name)
-    weights = WeightFiles.open(directory.joinpath)
+    words = load_words(source.directory, source.name)
     links = Links(LOCAL if options.local else FAR)
     wanted = Wanted(options.objective, options.kv_tokens)
-    plain = model_text(resolved.name, directory, options.weights, weights)
+    plain = model_text(source, options.weights)
     wire = wire_of(options)
 
     def make(front: Address) -> Front:
         pins, survive, expected = options.pins, options.survive, options.expected
         return Front(FrontOptions(plain, of.shape, wanted, front, links, wire, pins, survive, expected))
 
-    place = Place(resolved.name, host, encrypt, options.machines, options.priority)
-    engine = Pipelined(
-        words, place, make, WeightsKeeper(weights, described(plain).fingerprint), operator, options.draft
-    )
-    return Served(resolved.name, words, engine)
+    place = Place(source.name, host, encrypt, options.machines, options.priority)
+    keeper = WeightsKeeper(source.stock, source.fingerprint)
+    engine = Pipelined(words, place, make, keeper, operator, options.draft)
+    return Served(source.name, words, engine)
 
 
-def model_text(name: str, directory: Path, weights: str, files: WeightFiles) -> str:
+def model_text(source: WeightsSource, weights: str) -> str:
     """What every stage is told of the model (`protocol.pipeline.Load`)."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
     small = weights in SMALL
     told = Described(
-        name,
-        fingerprint(files),
+        source.name,
+        source.fingerprint,
         config,
         weights if small else "none",  # type: ignore[arg-type]
         "bf16" if small else weights,  # type: ignore[arg-type]
-        str(directory.resolve()),
+        source.path,
     )
     return told.text()
 
@@ -125,20 +119,3 @@ def even_pins(names: list[str], layers: int) -> str:
         raise UserError(f"{len(names)} stages are more than the model's {layers} layers")
     share, more = divmod(layers, len(names))
     return ",".join(f"{name}={share + (place < more)}" for place, name in enumerate(names))
-
-
-def merged(directory: Path) -> Path:
-    """A directory whose tensors are the model's; an adapter's are merged with its base's, kept for the next time."""
-    if not (directory / "adapter_config.json").exists():
-        return directory
-    stamp = (directory / "adapter_model.safetensors").stat()
-    target = home() / "merged" / f"{directory.name}-{stamp.st_mtime_ns:x}-{stamp.st_size:x}"
-    if not (target / "config.json").is_file():
-        from medley.engines.stored import load_stored
-
-        model, tokenizer = load_stored(directory, "fp32")
-        beside = target.with_name(target.name + ".unfinished")
-        model.save_pretrained(str(beside), safe_serialization=True)
-        tokenizer.save_pretrained(str(beside))
-        beside.rename(target)
-    return target

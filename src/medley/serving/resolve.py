@@ -64,7 +64,10 @@ def _exports(state_dir: Path) -> list[Path]:
 
 
 def resolve_model(model: str, state_dir: Path | None = None, download: Callable[[str], Path] | None = None) -> Resolved:
-    """The directory of MODEL. Raises UserError, with the three possibilities, when it is none of them."""
+    """The directory of MODEL. Raises UserError, with the three possibilities, when it is none of them.
+
+    `download`, of a hub name: in place of the usual one, which looks whether all that is needed came.
+    """
     state = state_dir or home()
     looks_like_path = model in {".", ".."} or os.path.isabs(model) or model.startswith((".", "~"))
     export = None if looks_like_path else find_export(model, state)
@@ -78,9 +81,13 @@ def resolve_model(model: str, state_dir: Path | None = None, download: Callable[
             f"there is no directory '{model}': give a job, a directory in Hugging Face format, or a hub name"
         )
     try:
-        return Resolved(model, checked((download or hub_directory)(model)), "hub")
+        return Resolved(model, (download or _downloaded)(model), "hub")
     except OSError as error:
         raise UserError(_none_of_three(model, exported_jobs(state), error)) from error
+
+
+def _downloaded(name: str) -> Path:
+    return checked(hub_directory(name))
 
 
 def open_generator(model: str, dtype: str = "auto") -> tuple[Resolved, Generator]:
