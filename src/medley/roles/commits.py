@@ -174,17 +174,22 @@ def _here(ctx: Context, complete: Sequence[UpdateId]) -> int:
 
 def _expected(ctx: Context) -> int:
     """How many updates (of a round) or nodes (elsewhere) this commit could wait for."""
-    leases = ctx.ledger.leases
-    held = [h for h in leases.values() if not h.carried]
-    if ctx.prepared.spec.train.sync.mode == "sync":
-        number = ctx.state.version + 1
-        late = {n for w in ctx.roster.workers.values() for n, at in w.begun.items() if at < ctx.round_opened_ns}
-        # What was begun before the last commit will be refused when it comes: nobody waits for it.
-        waited = (h for n, h in leases.items() if not h.carried and not h.backs and n not in late)
-        granted = sum(h.round <= number for h in waited)
-        slots = ctx.prepared.spec.train.sync.slots  # what a new coordinator knows of a round that was being filled
-        return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, slots))
-    return len({h.node for h in held})
+    if ctx.prepared.spec.train.sync.mode != "sync":
+        return len({h.node for h in ctx.ledger.leases.values() if not h.carried})
+    if ctx.granted[0] != ctx.records:
+        ctx.granted = (ctx.records, _granted(ctx))
+    number, granted = ctx.state.version + 1, ctx.granted[1]
+    slots = ctx.prepared.spec.train.sync.slots  # what a new coordinator knows of a round that was being filled
+    return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, slots))
+
+
+def _granted(ctx: Context) -> int:
+    """Leases of rounds up to the present one that may still be merged in it."""
+    number, workers = ctx.state.version + 1, ctx.roster.workers.values()
+    # What was begun before the last commit will be refused when it comes: nobody waits for it.
+    late = {n for w in workers for n, at_ns in w.begun.items() if at_ns < ctx.round_opened_ns}
+    waited = (h for n, h in ctx.ledger.leases.items() if not h.carried and not h.backs and n not in late)
+    return sum(h.round <= number for h in waited)
 
 
 def _staleness(ctx: Context, update: UpdateId) -> int:

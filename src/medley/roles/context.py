@@ -126,6 +126,7 @@ class Context:
     merged: dict[UpdateId, Committed] = field(default_factory=dict)  # of `merged_of`, its first `merged_to` commits
     merged_of: list[Committed] = field(default_factory=list)
     merged_to: int = 0
+    granted: tuple[int, int] = (-1, 0)  # at so many records: leases that the present round may wait for
     allowance: tuple[Version, int] = (-1, 0)  # the grace of the round after this version
     unfit: dict[tuple[NodeId, str], str] = field(default_factory=dict)  # (node, boot) that cannot do it, and why
     explained: dict[str, str] = field(default_factory=dict)

@@ -237,8 +237,11 @@ class Draft:
         waiting = [job for job in line if not self.has(job)]
         if not line:
             return lambda node: "idle: no job waits"
+        if not waiting and len(line) > 1:
+            # No job is named: thousands of idle machines would have another reason whenever one of many jobs ends.
+            return lambda node: "idle: every job has as many machines as it may use, or needs larger ones"
         if not waiting:
-            return lambda node: "idle: " + self._unused(line, node)
+            return lambda node: "idle: " + self._unused(line[0], node)
         first = waiting[0]
 
         def sentence(node: NodeFacts) -> str:
@@ -248,8 +251,7 @@ class Draft:
 
         return sentence
 
-    def _unused(self, line: list[JobFacts], node: NodeFacts) -> str:
-        job = line[0]
+    def _unused(self, job: JobFacts, node: NodeFacts) -> str:
         if not fits(job, node):
             return _misfit(job, node)
         if job.queue in self.view.quotas:

@@ -3,8 +3,9 @@
 A machine's access link has conditions for each class of traffic. A control message waits for its turn in a stream that
 keeps order; loss costs it retransmission time, an outage its stream's life. A transfer shares its sender's uplink and
 its receiver's downlink with what else moves there, never exceeds what its TCP stream makes of that path
-(`policies.tcp`, drawn for each transfer; the window stays warm between them), and after an interruption goes on from
-the last chunk that was acknowledged, as the tensor plane does.
+(`policies.tcp`, drawn for each transfer; the window stays warm between them; transfers of one size on alike paths share
+their draws once there are many), and after an interruption goes on from the last chunk that was acknowledged, as the
+tensor plane does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ LOOPBACK_BYTES_PER_S = 2e9
 WINDOW_NBYTES = 10 * MSS_NBYTES  # TCP's initial window (RFC 6928): less than that needs no ramp
 CHUNK_NBYTES = 1 << 20  # what a broken transfer may have to send again, at most
 STALLED_NS = 10 * S  # a transfer that moves nothing for so long is given up
+DRAWS = 256  # of transfers of one size on alike paths, after which one of them is taken again: drawing costs flights
+POOLS_MAX = 1024
 EVERYONE = "*"
 
 
@@ -87,6 +90,7 @@ class Network:
         self.blocked: set[tuple[NodeId, NodeId]] = set()  # (from, to); EVERYONE stands for all
         self.transfers: dict[Transfer, None] = {}
         self._paths: dict[tuple[NodeId, NodeId, str], _Path] = {}
+        self._draws: dict[tuple[Conditions, int], list[float]] = {}
 
     def add(self, name: NodeId, conditions: Conditions, overrides: dict[str, Conditions] | None = None) -> None:
         """Hang a machine in, or change what its link does."""
@@ -170,7 +174,7 @@ class Network:
             return transfer
         way = self._path(source, target, "ps_sync")
         if way.stream is not None:
-            first_ns, rate = self._drawn(way, way.stream, nbytes)
+            first_ns, rate = self._drawn(way, way.stream, self.accesses[source].random, nbytes)
         else:
             rate = way.stream_bytes_per_s
             first_ns = self.delay_ns(source, target, "ps_sync", 0) + _ramp_ns(way.rtt_ns, nbytes, rate)
@@ -182,12 +186,25 @@ class Network:
             self.kernel.after(first_ns, self._begin, transfer)
         return transfer
 
-    def _drawn(self, way: _Path, stream: Stream, nbytes: int) -> tuple[int, float]:
+    def _drawn(self, way: _Path, stream: Stream, random: Random, nbytes: int) -> tuple[int, float]:
         """When the first byte of a transfer arrives, and the rate of all that TCP makes of it on links of its own."""
-        now_s, conditions = self.kernel.now / S, way.conditions
-        took_s = transfer_s(stream, now_s, nbytes, lambda: steady_bytes_per_s(conditions, "up"))
+        draws = self._pool(way, nbytes)
+        if len(draws) < DRAWS:
+            now_s, conditions = self.kernel.now / S, way.conditions
+            took_s = transfer_s(stream, now_s, nbytes, lambda: steady_bytes_per_s(conditions, "up"))
+            draws.append(took_s)
+        else:
+            took_s = draws[int(random.random() * DRAWS)]
         first_s = min(took_s, way.rtt_ns / 2 / S)
         return int(first_s * S), max(1, nbytes) / max(took_s - first_s, 1e-9)
+
+    def _pool(self, way: _Path, nbytes: int) -> list[float]:
+        """What was drawn so far for transfers of this size; nothing where the time of day matters."""
+        if way.conditions.down_s > 0:
+            return []
+        if len(self._draws) >= POOLS_MAX and (way.conditions, nbytes) not in self._draws:
+            self._draws.clear()
+        return self._draws.setdefault((way.conditions, nbytes), [])
 
     def end_socket(self, end: str) -> None:
         """This socket is closed: what moves to or from it breaks."""
