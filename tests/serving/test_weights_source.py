@@ -15,7 +15,7 @@ from medley.models.described import described, fingerprint
 from medley.models.hub_ranges import HubRanges
 from medley.models.weightfiles import WeightFiles
 from medley.protocol.errors import UserError
-from medley.serving import weights_source
+from medley.serving import resolve, weights_source
 from medley.serving.fleet import model_text
 from medley.serving.weights_source import open_source
 
@@ -43,7 +43,7 @@ def test_a_directory_is_handed_on_from_its_files(whole: Path) -> None:
 
 def test_a_hub_model_that_is_not_here_is_read_by_ranges(whole: Path, cached: Path) -> None:
     with hub_of(whole) as hub:
-        source = open_source("some/model", hub.url)
+        source = open_source("some/model", endpoint=hub.url)
         assert isinstance(source.stock, HubRanges)
         assert hub.revisions == {"ab" * 20}, "weights of the same revision as the tokenizer"
         weights = sum(file.stat().st_size for file in whole.glob("*.safetensors"))
@@ -61,15 +61,22 @@ def test_a_hub_model_that_is_not_here_is_read_by_ranges(whole: Path, cached: Pat
 def test_a_hub_model_that_lies_in_the_cache_is_read_from_there(whole: Path, cached: Path) -> None:
     for file in whole.glob("*.safetensors"):
         shutil.copy(file, cached)
-    source = open_source("some/model", "http://127.0.0.1:1")
+    source = open_source("some/model", endpoint="http://127.0.0.1:1")
     assert isinstance(source.stock, WeightFiles)
     assert source.path == str(cached.resolve())
+
+
+def test_stages_on_this_machine_get_the_whole_model_once(
+    whole: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "hub_directory", lambda name: whole)
+    assert open_source("some/model", whole=True).path == str(whole.resolve())
 
 
 def test_half_a_download_is_no_model_and_the_hub_is_asked(whole: Path, cached: Path) -> None:
     shutil.copy(sorted(whole.glob("*.safetensors"))[0], cached)
     with pytest.raises(UserError, match="the hub does not give"):
-        open_source("some/model", "http://127.0.0.1:1")
+        open_source("some/model", endpoint="http://127.0.0.1:1")
 
 
 def test_what_has_no_configuration_is_a_sentence(cached: Path) -> None:

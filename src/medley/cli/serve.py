@@ -178,7 +178,7 @@ def _local(model: str, given: dict[str, Any]) -> Iterator[tuple[ServeOptions, st
     common = _common(given)
     stages = given["local_stages"]
     names = [f"worker-{n + 1}" for n in range(stages)]
-    of = subject(str(open_source(model).directory), common["weights"])
+    of = subject(str(open_source(model, whole=True).directory), common["weights"])
     pins = given["pin"] or even_pins(names, of.shape.layers)
     check_pins(pins, of)
     _check_names(pins, "", names)

@@ -60,7 +60,7 @@ def open_pipelined(
     model: str, options: ServeOptions, host: str, encrypt: bool, operator: Callable[[], OperatorClient]
 ) -> Served:
     """MODEL over the machines of a pool; `host` is where stages reach this process."""
-    source = open_source(model)
+    source = open_source(model, whole=options.local)
     of = subject(str(source.directory), options.weights)
     check_pins(options.pins, of)
     words = load_words(source.directory, source.name)

@@ -1,7 +1,7 @@
 """Where the weights of MODEL lie, for a front that hands them on: in files here, or on the hub, to be read by ranges.
 
-Of a hub model that was not downloaded before, only configuration and tokenizer are: a layer's tensors are asked for
-when a stage asks for them. An adapter is merged into its base first, once.
+Of a hub model that was not downloaded before and whose stages are elsewhere, only configuration and tokenizer are: a
+layer's tensors are asked for when a stage asks for them. An adapter is merged into its base first, once.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ class WeightsSource:
     path: str
 
 
-def open_source(model: str, endpoint: str | None = None) -> WeightsSource:
-    """Raises UserError. `endpoint`: of another hub than the usual one."""
-    resolved = resolve_model(model, download=hub_words)
-    if resolved.kind == "hub" and not _whole(resolved.directory):
+def open_source(model: str, whole: bool = False, endpoint: str | None = None) -> WeightsSource:
+    """Raises UserError. `whole`: all of a hub model comes to this machine, and stays in the cache.
+
+    `endpoint`: of another hub than the usual one.
+    """
+    resolved = resolve_model(model, download=None if whole else hub_words)
+    if resolved.kind == "hub" and not whole and not _whole(resolved.directory):
         return _ranges(resolved.name, resolved.directory, endpoint)
     return _files(resolved.name, resolved.directory)
 
