@@ -156,10 +156,8 @@ class Front:
         return self._audit.heard(view, now_ns) if view.up else []
 
     def _drain(self, node: NodeId) -> list[FrontEffect]:
-        view = self.layouts.machines.known.get(node)
-        if view is None:
+        if not self.layouts.drain(node):
             return [Reject(node, "it is no machine of this serving")]
-        view.draining = True
         return [Explain(node, "is drained: its layers move to others")]
 
     # -- time ---------------------------------------------------------------------------------------------------------

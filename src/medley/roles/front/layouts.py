@@ -7,7 +7,7 @@ on the way ends that attempt, and the next tick begins another with whoever is t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from medley.policies.pipeline.describe import Layout, StagePlan
 from medley.policies.pipeline.drift import moved, slowed
@@ -27,6 +27,7 @@ from medley.protocol.pipeline import (
     Unload,
 )
 from medley.protocol.serving import Explain, FrontEffect, Post
+from medley.roles.front.change import Change
 from medley.roles.front.machines import Machines, MachineView
 from medley.roles.front.pipeline import Numbers, Pipeline
 from medley.roles.front.planning import FrontOptions, Parts, parts_of, parts_of_plan, planned, runs
@@ -40,22 +41,6 @@ AGAIN_NS = 5 * NS_PER_S  # what nobody has answered is said again: it may have b
 PLAN_NS = NS_PER_S  # between two plans for a pipeline that waits for machines
 REST_NS = 20 * NS_PER_S  # between two moves
 UNMEASURED_NS = 60 * NS_PER_S
-
-
-@dataclass(slots=True)
-class Change:
-    """A pipeline on its way to other hops. `live`: the old ones still work, so KV is copied before the switch."""
-
-    parts: Parts
-    why: str
-    live: bool
-    since_ns: int
-    loads: set[int] = field(default_factory=set)
-    copies: list[tuple[Address, Replicate]] = field(default_factory=list)
-    copying: bool = False
-    asked: dict[int, Part] = field(default_factory=dict)
-    held: dict[Part, dict[int, int]] = field(default_factory=dict)
-    still_ns: int = 0  # since when nothing is in flight any more
 
 
 class Layouts:
@@ -75,7 +60,7 @@ class Layouts:
         self.reason = "no machine has come yet"
         self.said = ""
         self._came_ns = 0
-        self._thought_ns = 0
+        self._think_ns = 0
         self._moved_ns = 0
         self._plan_ns = 0  # the next plan for a pipeline that is down may be made then
 
@@ -84,15 +69,23 @@ class Layouts:
     def up(self, node: NodeId, address: Address, now_ns: int) -> list[FrontEffect]:
         if not self.machines.up(node, address, now_ns):
             return []
-        self._came_ns, self._thought_ns, self._plan_ns = now_ns, 0, 0
+        self._came_ns, self._think_ns, self._plan_ns = now_ns, 0, 0
         lost = self._let_go(node, "its engine was started again", now_ns)
         return [*lost, Explain(node, "is there and holds nothing yet")]
 
     def down(self, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
         if not self.machines.down(node):
             return []
-        self._thought_ns = 0
+        self._think_ns = 0
         return [Explain(node, f"is gone: {reason}"), *self._let_go(node, reason, now_ns)]
+
+    def drain(self, node: NodeId) -> bool:
+        """Its layers move away, as soon as somebody can take them."""
+        view = self.machines.known.get(node)
+        if view is None:
+            return False
+        view.draining, self._think_ns = True, 0
+        return True
 
     def _let_go(self, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
         """Whatever counted on this machine begins anew, its pipeline first."""
@@ -179,8 +172,8 @@ class Layouts:
             elif pipeline.state == "down":
                 out += self._rebuild(pipeline, now_ns)
         out += self._keep_reserves(now_ns)
-        if now_ns - self._thought_ns > THINK_NS and not self.changes:
-            self._thought_ns = now_ns
+        if now_ns >= self._think_ns and not self.changes:
+            self._think_ns = now_ns + THINK_NS
             out += self._think(now_ns)
         return out
 
@@ -327,22 +320,14 @@ class Layouts:
         """When the copies are close behind: stop, let what is in flight end, wait until they are whole, change over."""
         if now_ns - change.since_ns > COPY_NS:
             return self._abandon(pipeline.name, "copying took too long")
-        if pipeline.state == "serving" and self._behind(pipeline, change) < 256:
+        if pipeline.state == "serving" and change.behind(pipeline.requests.values()) < 256:
             pipeline.pause()
             change.still_ns = 0
         if pipeline.state == "pausing" and not pipeline.flying:
             change.still_ns = change.still_ns or now_ns
-            if self._behind(pipeline, change) == 0 or now_ns - change.still_ns > CATCH_UP_NS:
+            if change.behind(pipeline.requests.values()) == 0 or now_ns - change.still_ns > CATCH_UP_NS:
                 return self._change_over(pipeline, change, now_ns)
         return self._ask(change)
-
-    def _behind(self, pipeline: Pipeline, change: Change) -> int:
-        """Positions that the worst copy lacks of the requests under way."""
-        if len(change.held) < len(change.parts):
-            return 1 << 30
-        live = pipeline.requests.values()
-        lacks = [max(0, r.sent - held.get(r.id, 0)) for held in change.held.values() for r in live if r.opened]
-        return max(lacks, default=0)
 
     def _ask(self, change: Change) -> list[FrontEffect]:
         if change.asked:
@@ -357,12 +342,12 @@ class Layouts:
     def _change_over(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
         del self.changes[pipeline.name]
         self._moved_ns = now_ns
-        stops: list[FrontEffect] = [
-            Post(address, Replicate(word.number, word.first, word.end, "", Address("", "")))
-            for address, word in change.copies
-        ]
         since_ns = change.still_ns or now_ns
-        return [*stops, *self._install(pipeline, change.parts, change.why, since_ns, now_ns), *self._unload(now_ns)]
+        return [
+            *change.stops(),
+            *self._install(pipeline, change.parts, change.why, since_ns, now_ns),
+            *self._unload(now_ns),
+        ]
 
     def _abandon(self, name: str, reason: str) -> list[FrontEffect]:
         change = self.changes.pop(name)
@@ -372,11 +357,7 @@ class Layouts:
         for number in change.loads:
             self.loads.pop(number, None)
         self.pipelines = [p for p in self.pipelines if p.hops or p.name in self.changes]  # else it is planned anew
-        stops: list[FrontEffect] = [
-            Post(address, Replicate(word.number, word.first, word.end, "", Address("", "")))
-            for address, word in change.copies
-        ]
-        return [*stops, Explain(name, f"the change of layout is given up: {reason}")]
+        return [*change.stops(), Explain(name, f"the change of layout is given up: {reason}")]
 
     def _install(
         self, pipeline: Pipeline, parts: Sequence[Part], why: str, since_ns: int, now_ns: int

@@ -112,9 +112,8 @@ class Kv(ServingWatcher):
         self, world: ServingWorld, process: StageProcess, event: StageEvent, effects: Sequence[StageEffect]
     ) -> None:
         engine = process.engine
-        if isinstance(event, Computed):
-            if event.refused is None:
-                self._whole(process, event)
+        if isinstance(event, Computed) and event.refused is None:
+            self._whole(process, event)
         if engine.kv_nbytes > engine.kv_limit_nbytes:
             raise Violation("I4", f"{process.name} holds {engine.kv_nbytes} bytes of KV, over {engine.kv_limit_nbytes}")
 
