@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from medley.engines.sampling import Sampling
+    from medley.serving.remote import Said
 
 EPILOG = """\b
 Examples:
@@ -27,6 +33,7 @@ Examples:
 @click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Nucleus to draw from.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed repeats the answer.")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--local", is_flag=True, help="Load the model, even where the pool here serves it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
 def command(
     model: str,
@@ -36,27 +43,48 @@ def command(
     top_p: float,
     seed: int,
     dtype: str,
+    local: bool,
     as_json: bool,
 ) -> None:
     """Ask MODEL one QUESTION.
 
-    MODEL is a job, a directory in Hugging Face format, or a hub name.
+    MODEL is what the pool here serves, a job, a directory in Hugging Face format, or a hub name.
     """
+    from medley.engines.sampling import Sampling
     from medley.protocol.errors import UserError
-    from medley.serving.resolve import open_generator
+    from medley.serving.remote import answer, offered
 
     if not question.strip():
         raise UserError("the question is empty: give it in quotes after the model")
-    resolved, generator = open_generator(model, dtype)
-    from medley.engines.sampling import Sampling
+    sampling = Sampling(max_tokens, temperature, top_p, seed=seed)
+    offer = None if local or dtype != "auto" else offered(model)
+    if offer is not None:
+        _show(offer.name, question, answer(offer, [{"role": "user", "content": question}], sampling), as_json)
+    else:
+        _show(*_loaded(model, dtype, question, sampling), as_json)
+
+
+def _loaded(model: str, dtype: str, question: str, sampling: Sampling) -> tuple[str, str, Iterator[Said]]:
+    """Name, question and answer of a model in this process."""
+    from dataclasses import replace
+
     from medley.engines.wording import Request
+    from medley.serving.remote import Said
+    from medley.serving.resolve import open_generator
+
+    resolved, generator = open_generator(model, dtype)
+    prompt = generator.prompt_tokens(question)
+    request = Request(prompt, replace(sampling, stop=generator.default_stops))
+    pieces = (Said(p.text, p.finish, len(prompt), p.generated) for p in generator.stream(request))
+    return resolved.name, question, pieces
+
+
+def _show(name: str, question: str, pieces: Iterator[Said], as_json: bool) -> None:
     from medley.runtimes.clock import SystemClock
 
-    prompt = generator.prompt_tokens(question)
-    sampling = Sampling(max_tokens, temperature, top_p, seed=seed, stop=generator.default_stops)
     clock = SystemClock()
     started_ns, text, last = clock.now_ns(), [], None
-    for last in generator.stream(Request(prompt, sampling)):
+    for last in pieces:
         text.append(last.text)
         if not as_json:
             click.echo(last.text if any(text[:-1]) else last.text.lstrip(), nl=False)
@@ -64,17 +92,13 @@ def command(
     if not as_json:
         click.echo()
         return
-    click.echo(
-        json.dumps(
-            {
-                "model": resolved.name,
-                "question": question,
-                "answer": "".join(text).strip(),
-                "prompt_tokens": len(prompt),
-                "tokens": last.generated if last else 0,
-                "finish": last.finish if last else "",
-                "seconds": round(seconds, 3),
-            },
-            ensure_ascii=False,
-        )
-    )
+    told = {
+        "model": name,
+        "question": question,
+        "answer": "".join(text).strip(),
+        "prompt_tokens": last.prompt_tokens if last else 0,
+        "tokens": last.tokens if last else 0,
+        "finish": last.finish if last else "",
+        "seconds": round(seconds, 3),
+    }
+    click.echo(json.dumps(told, ensure_ascii=False))
