@@ -86,6 +86,20 @@ def test_a_round_that_must_not_be_whole_does_not_learn_to_wait_for_a_slow_machin
     assert took["backed"] < 0.6 * took["whole"]
 
 
+def test_a_queue_has_no_more_machines_than_its_quota() -> None:
+    job = {**DATA["jobs"]["a"], "schedule": {"queue": "research"}}
+    alone = tiny(sweep={}, success=[], baseline={}, repeats=1, jobs={"a": job}, quotas={"research": 1})
+    _, curves = simulate(alone.points[0].experiment, 0, lambda at_s: None)
+    assert sum(max(lane["compute"]) > 0 for lane in curves["lanes"]) == 1
+
+
+def test_a_machine_that_is_slowed_by_a_fault_is_slow_for_a_while() -> None:
+    plain = tiny(sweep={}, success=[], baseline={}, repeats=1)
+    slowed = tiny(sweep={}, success=[], baseline={}, repeats=1, faults={"straggler": 0.5})
+    took = [simulate(one.points[0].experiment, 0, lambda at_s: None)[0]["completion_s"] for one in (plain, slowed)]
+    assert took[0] <= took[1] < took[0] + 600
+
+
 def test_faults_by_name_strike() -> None:
     loaded = tiny(sweep={}, success=[], baseline={}, faults={"machine dies": 30})
     row, _ = simulate(loaded.points[0].experiment, 0, lambda at_s: None)

@@ -64,6 +64,8 @@ def command(
 
     if experiment is not None and checking:
         raise UserError("give an experiment or --check, not both")
+    if not checking and (trace is not None or table or first_seed):
+        raise UserError("--trace, --table and --first-seed belong to --check; an experiment has --seed and its report")
     if experiment is not None:
         from medley.cli.experimenting import simulate
 

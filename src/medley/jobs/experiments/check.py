@@ -222,6 +222,13 @@ def _job(experiment: Experiment, name: str, job: Job) -> Iterator[Wrong]:
             f"jobs.{name}.model.task is '{job.model.task}', but engine '{experiment.engine}' computes none: "
             "set engine to 'real'",
         )
+    train = sum(g.count for g in experiment.fleet.values() if g.worker)
+    rented = experiment.autoscaling.max_nodes if experiment.autoscaling.offers else 0
+    if job.schedule.workers_min > train + rented:
+        many = (
+            f"{train + rented} machines of the fleet train" if train + rented > 1 else "one machine of the fleet trains"
+        )
+        yield (*path, "schedule"), f"jobs.{name}.schedule.workers_min is {job.schedule.workers_min}, but only {many}"
     if job.placement.replication == 2 and sum(g.count for g in experiment.fleet.values() if g.shard) < 2:
         yield (*path, "placement"), f"jobs.{name}.placement.replication is 2, but only one machine may hold parameters"
 
@@ -237,6 +244,9 @@ def _names(experiment: Experiment) -> Iterator[Wrong]:
     if experiment.scheduler not in SCHEDULERS:
         tail = did_you_mean(experiment.scheduler, SCHEDULERS)
         yield ("scheduler",), f"scheduler: there is no scheduler '{experiment.scheduler}'; {tail}"
+    for queue, limit in experiment.quotas.items():
+        if not 1 <= limit <= MAX_MACHINES:
+            yield ("quotas", queue), f"quotas.{queue} is {limit}, but must be from 1 to {MAX_MACHINES} machines"
     for name, rate in experiment.faults.items():
         if name not in FAULTS:
             yield ("faults", name), f"faults: there is no fault '{name}'; {did_you_mean(name, FAULTS)}"

@@ -29,6 +29,7 @@ def setup_of(experiment: Experiment, repeat: int) -> Setup:
         machines=tuple(machines(experiment, repeat)),
         arrivals=tuple(arrivals(experiment, repeat)),
         scheduler=experiment.scheduler,
+        quotas=experiment.quotas,
         arithmetic=ARITHMETIC[experiment.engine],
         heartbeat_ms=experiment.heartbeat_ms,
     )

@@ -134,6 +134,10 @@ def _known(settings: Data, here: tuple[str, ...], data: Data, origin: Origin) ->
 
 def _check_baseline(experiment: Experiment, axes: dict[str, list[_Setting]], origin: Origin) -> None:
     for axis, label in experiment.baseline.items():
+        if not axes:
+            origin.refuse(
+                ("baseline", axis), "baseline is given, but nothing is swept: add a sweep, or drop the baseline"
+            )
         if axis not in axes:
             origin.refuse(("baseline", axis), f"baseline '{axis}' is not swept; {did_you_mean(axis, axes)}")
         labels = [setting.label for setting in axes[axis]]

@@ -144,6 +144,7 @@ class Experiment:
     engine: Literal["modelled", "real", "proof"] = "modelled"
     heartbeat_ms: int = 1000
     scheduler: str = "fifo"
+    quotas: dict[str, int] = field(default_factory=dict)  # by schedule.queue: machines at once
     target_loss: float = 0.0  # for the time to it: of the held-out loss; 0: none
     faults: dict[str, float] = field(default_factory=dict)  # by name, with its rate (see docs/simulate.md)
     fleet: dict[str, Group] = field(default_factory=dict)

@@ -70,11 +70,15 @@ class Node:
     heartbeat_ns: int = S
     beating_ns: int = 0
     paused_ns: int = 0  # until when it stands still
-    slowness: float = 1.0  # a fault's, on top of the machine's own
+    slowness: float = 1.0  # the machine's own, times a fault's
 
     def __post_init__(self) -> None:
-        conditions = self.machine.conditions
-        self.slowness = self.machine.slowness * conditions.compute_factor
+        self.slowness = self.usual_slowness
+
+    @property
+    def usual_slowness(self) -> float:
+        """The machine's own, without a fault."""
+        return self.machine.slowness * self.machine.conditions.compute_factor
 
     @property
     def name(self) -> str:

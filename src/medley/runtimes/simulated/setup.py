@@ -58,5 +58,6 @@ class Setup:
     machines: tuple[Machine, ...]
     arrivals: tuple[Arrival, ...]
     scheduler: str = "fifo"
+    quotas: dict[str, int] = field(default_factory=dict)  # machines that the jobs of a queue may have at once
     arithmetic: ArithmeticKind = "proof"
     heartbeat_ms: int = 1000

@@ -231,7 +231,7 @@ class World:
         if self.host is not None and not beside:
             return
         term = self.disk.acquire_term()
-        options = PoolOptions(scheduler=self.setup.scheduler, heartbeat_ms=self.setup.heartbeat_ms)
+        options = PoolOptions(self.setup.scheduler, self.setup.quotas, self.setup.heartbeat_ms)
         self.host = CoordinatorHost(self, term, Coordinator(term, options))
         self.note(COORDINATOR, "started", f"term {term}")
         self.host.start()

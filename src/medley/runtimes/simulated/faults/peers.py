@@ -26,10 +26,12 @@ from medley.runtimes.simulated.watch import Watcher
 if TYPE_CHECKING:
     from medley.roles.context import Context
     from medley.runtimes.simulated.faults.storm import Storm
+    from medley.runtimes.simulated.node import Node
     from medley.runtimes.simulated.world import World
 
 HUGE = 1 << 45
 SLOW = (5.0, 30.0, 100.0)
+SLOW_FOR_S = (5, 20, 60)
 
 
 # -- lies: each is one message that an honest machine would not send ---------------------------------------------------
@@ -219,8 +221,13 @@ def _garbage(storm: Storm, rate: float) -> None:
 
 def _straggle(storm: Storm, random: Random) -> Iterator[str]:
     node = storm.some_node(random)
-    node.slowness = random.choice(SLOW)
+    node.slowness = node.usual_slowness * random.choice(SLOW)
+    storm.later(int(random.choice(SLOW_FOR_S) * S), _recover, node)
     yield from (what for what in doing.at_machine(node) if what.startswith("worker"))
+
+
+def _recover(node: Node) -> None:
+    node.slowness = node.usual_slowness
 
 
 def _herd(storm: Storm, random: Random) -> Iterator[str]:
@@ -313,7 +320,7 @@ FAULTS = (
     Fault("garbage", "bytes that no message has", (0.0005, 0.005), "of the messages", ("to coordinator",), _garbage),
     striking(
         "straggler",
-        "a machine computes 5 to 100 times slower",
+        "a machine computes 5 to 100 times slower for 5 to 60 s",
         (2, 10),
         ("worker computing", "worker wanting", "worker pulling"),
         _straggle,

@@ -183,7 +183,7 @@ class Storm:
             self.turn_off(host)
         for node in world.nodes.values():
             world.network.add(node.name, node.machine.conditions, node.machine.overrides)
-            node.slowness = node.machine.slowness
+            node.slowness = node.usual_slowness
             self.back(node)
         world.note("storm", "calm", "nothing fails any more")
         self._watch()
