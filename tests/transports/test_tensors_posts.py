@@ -359,3 +359,19 @@ async def test_a_peer_that_we_called_cannot_post_over_our_connection() -> None:
         assert not box.posts
         call.cancel()
     context.destroy(0)
+
+
+async def test_what_a_peer_sends_back_to_a_poster_is_not_kept() -> None:
+    context = zmq.asyncio.Context()
+    router = context.socket(zmq.ROUTER)
+    router.linger = 0
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    peer = Peer(f"tcp://127.0.0.1:{port}")
+    async with pair() as two:
+        two.client.post(peer, [b"x"])
+        route, *_ = await router.recv_multipart()
+        await router.send_multipart([route, bytes(1_000_000)])
+        await until_async(lambda: two.lost == [peer], what="the end of that connection")
+        two.client.post(two.peer, [b"y"])
+        assert await two.arrived(1) == [b"y"]
+    context.destroy(0)

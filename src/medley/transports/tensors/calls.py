@@ -22,7 +22,7 @@ class Calls:
         self, host: Host, context: zmq.Context[zmq.Socket[bytes]], identity: Curve | None, choice: Choice
     ) -> None:
         self._host = host
-        self.dialling = Dialling(host, context, identity, choice, self)
+        self.dialling = Dialling(host, context, identity, choice, self, deaf=False)
         self._calls: dict[Call, None] = {}
         self._revoked: set[bytes] = set()
         self._next_transfer = 1

@@ -45,9 +45,11 @@ class Dialling:
         identity: Curve | None,
         choice: Choice,
         tenant: Tenant,
+        *,
+        deaf: bool,
     ) -> None:
         self._host, self._context, self._identity = host, context, identity
-        self._choice, self._tenant = choice, tenant
+        self._choice, self._tenant, self._deaf = choice, tenant, deaf
         self._dialled: dict[Peer, Dialled] = {}
         self._probes: dict[Peer, Dialled] = {}  # direct connections beside relayed ones, to see whether they stand
 
@@ -94,7 +96,9 @@ class Dialling:
 
     def _connect(self, peer: Peer, way: Way, now: float) -> Dialled:
         ways = self._choice.ways
-        dialled = dial(self._context, peer, self._identity, self._host.limits, self._host.counters, way, ways)
+        dialled = dial(
+            self._context, peer, self._identity, self._host.limits, self._host.counters, way, ways, self._deaf
+        )
         dialled.link.heard_at = dialled.used_at = now
         return dialled
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OUTBOX_FRAMES = 4096
 IDLE_LINK_S = 60.0
 ZERO_COPY_NBYTES = 64 * 1024
+DEAF_NBYTES = 4096  # what handshakes need
 CURVE_NBYTES = 64  # around a message: a command's name, a nonce, a tag
 EVENTS = (
     zmq.EVENT_CONNECTED
@@ -139,10 +140,16 @@ def dial(
     counters: Counter[str],
     way: Way,
     ways: Ways,
+    deaf: bool,
 ) -> Dialled:
-    """Connect a DEALER to `peer`. Nothing is queued before the handshake is done (IMMEDIATE)."""
+    """Connect a DEALER to `peer`. Nothing is queued before the handshake is done (IMMEDIATE).
+
+    `deaf`: nobody will read what the peer sends, so almost nothing of it is kept.
+    """
     socket = context.socket(zmq.DEALER)
     bound(socket, limits)
+    if deaf:
+        socket.maxmsgsize, socket.rcvhwm = DEAF_NBYTES, 1
     socket.immediate = 1
     socket.reconnect_ivl = 50
     socket.reconnect_ivl_max = 1000

@@ -93,7 +93,7 @@ class Posts:
         lost: Lost,
     ) -> None:
         self._limits, self._counters, self._wake, self.breaks = host.limits, host.counters, wake, lost
-        self.dialling = Dialling(host, context, identity, choice, self)
+        self.dialling = Dialling(host, context, identity, choice, self, deaf=True)
         self._queues: dict[Peer, _Queue] = {}
         self._revoked: set[bytes] = set()
         self._lock = threading.Lock()  # over the queues, and over the sockets in them
