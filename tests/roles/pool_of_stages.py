@@ -43,6 +43,7 @@ class Machine:
     slow: bool = False
     deaf: bool = False
     admitted: tuple[str, ...] = ()
+    unheard: list[SetPeers] = field(default_factory=list)  # lists that it was deaf to
     engines: list[int] = field(default_factory=list)  # generations, in the order of their engines
     told: list[ToNode] = field(default_factory=list)
 
@@ -113,13 +114,21 @@ class PoolOfStages:
         machine.slow = False
         self._open(machine)
 
+    def hears(self, name: NodeId) -> None:
+        """Lists that it was deaf to are answered now, in order."""
+        machine = self.machines[name]
+        machine.deaf, commands = False, machine.unheard
+        machine.unheard = []
+        for command in commands:
+            self._admit(machine, command)
+
     def dies(self, name: NodeId, reason: str = "killed") -> None:
         self._role_hears(self.machines[name], EngineSaid(EngineExited(reason, False)))
 
-    def restart(self) -> None:
-        """Another coordinator, which knows nothing of servings; every machine comes back."""
+    def restart(self, connected: list[NodeId] | None = None) -> None:
+        """Another coordinator, which knows nothing of servings; every machine comes back, or these."""
         self.coordinator = Coordinator(self.coordinator.term + 1, self.options)
-        for name in self.machines:
+        for name in list(self.machines) if connected is None else connected:
             self.join(name)
 
     # -- who does what ------------------------------------------------------------------------------------------
@@ -162,14 +171,19 @@ class PoolOfStages:
                         self.say(Heard(machine.name, message))
                 case Run(OpenStage(_, generation)):
                     machine.engines.append(generation)
+                    machine.admitted, machine.unheard = (), []
                     if not machine.slow:
                         self._open(machine)
-                case Run(SetPeers(number, keys)):
-                    machine.admitted = keys
-                    if not machine.deaf:
-                        self._role_hears(machine, EngineSaid(PeersKnown(number)))
+                case Run(SetPeers() as command) if machine.deaf:
+                    machine.unheard.append(command)
+                case Run(SetPeers() as command):
+                    self._admit(machine, command)
                 case StopEngine():
                     self._role_hears(machine, EngineSaid(EngineExited("killed", False)))
+
+    def _admit(self, machine: Machine, command: SetPeers) -> None:
+        machine.admitted = command.keys
+        self._role_hears(machine, EngineSaid(PeersKnown(command.number)))
 
     def _open(self, machine: Machine) -> None:
         machine.lives += 1

@@ -249,12 +249,11 @@ class Hosting:
     # -- who admits whom --------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Machines that everybody admits, and that admit everybody, may be used."""
+        """Machines that everybody admits may be used. They admit all who are used: their list has these keys too."""
         up = [stage for stage in self.stages.values() if stage.address is not None]
         least_known = min((stage.known for stage in up), default=-1)
-        newest = max((stage.number for stage in up), default=0)
         for stage in up:
-            if not stage.since and 0 < stage.number <= least_known and newest <= stage.known:
+            if not stage.since and 0 < stage.number <= least_known:
                 self._news()
                 stage.since, stage.deaths = self.number, 0
                 self.explain(self.job, f"{stage.node} serves")
