@@ -8,7 +8,16 @@ from tests.tinymodels import LAYERS, tiny
 from torch import nn
 
 from medley.engines.stage import StageEngine
-from medley.models.quantise import GROUP, Int4Linear, Int8Linear, linear_nbytes, quantiser
+from medley.models.quantise import (
+    GROUP,
+    Halves,
+    HalvesInt8Linear,
+    Int4Linear,
+    Int8Linear,
+    linear_nbytes,
+    multiplies_bytes,
+    quantiser,
+)
 from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts, sizes
 from medley.protocol.errors import UserError
@@ -28,13 +37,30 @@ def layer(rows: int, columns: int, bias: bool = False) -> nn.Linear:
 @torch.inference_mode()
 def test_int8_multiplies_by_its_steps_and_loses_half_a_step(rows: int, tokens: int, bias: bool) -> None:
     linear = layer(rows, 128, bias)
-    made = Int8Linear(linear)
-    near = made.dequantised()
+    near = Int8Linear(linear).dequantised()
     step = linear.weight.float().abs().amax(1, keepdim=True) / 127
     assert ((near - linear.weight.float()).abs() <= 0.51 * step + 0.004 * linear.weight.float().abs()).all()
     x = torch.randn(2, tokens, 128).bfloat16()
+    x[0, 0] = 0
     expected = x.float() @ near.t() + (linear.bias.float() if bias else 0)
-    torch.testing.assert_close(made(x).float(), expected, rtol=2e-2, atol=2e-2)
+    for made in (Int8Linear(linear), *([HalvesInt8Linear(linear, Halves())] if multiplies_bytes() else [])):
+        torch.testing.assert_close(made(x).float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.skipif(not multiplies_bytes(), reason="needs a processor that multiplies bytes (AVX512-VNNI)")
+@torch.inference_mode()
+def test_in_halves_activations_keep_sixteen_bits() -> None:
+    linear = layer(48, 256)
+    near, halves = Int8Linear(linear).dequantised(), Halves()
+    made = HalvesInt8Linear(linear, halves)
+    x = torch.randn(5, 256) * torch.tensor([1e-3, 1.0, 50.0, 1.0, 0.0])[:, None]
+    x[3, 7] = 300.0  # beside which the others are small
+    expected = x @ near.t()
+    lost = (made(x) - expected).abs().amax(1)
+    allowed = x.abs().amax(1) / 65024 * near.abs().sum(1).max()
+    assert (lost <= allowed + 1e-5 * expected.abs().amax(1)).all()
+    assert halves.of(x)[0] is halves.of(x)[0]
+    assert torch.equal(made(x[1:2]), made(x)[1:2])
 
 
 @pytest.mark.parametrize("rows", [48, 50])
@@ -69,7 +95,8 @@ def test_a_stage_of_quantised_layers_answers_nearly_the_same_in_the_planned_byte
     assert torch.cosine_similarity(hidden[0], hidden[1], dim=0) > (0.999 if kind == "int8" else 0.97)
     told = sizes(config, torch.bfloat16, lambda linear: linear_nbytes(linear, kind))
     made = parts.layer(weights, 0)
-    assert told.layer_nbytes == sum(tensor.nbytes for tensor in (*made.parameters(), *made.buffers()))
+    packed = sum(m.nbytes for m in made.modules() if isinstance(m, HalvesInt8Linear))
+    assert told.layer_nbytes == packed + sum(tensor.nbytes for tensor in (*made.parameters(), *made.buffers()))
     assert told.layer_nbytes < (0.56 if kind == "int8" else 0.34) * sizes(config, torch.bfloat16).layer_nbytes
 
 

@@ -66,9 +66,9 @@ class StageEngine:
     ) -> None:
         self.kv_limit_nbytes = kv_limit_nbytes
         self._device = device or torch.device("cpu")
-        self._parts = Parts(config, dtype, RAGGED, transform)
+        self._parts = Parts(config, dtype, RAGGED, transform, self._device)
         self.config = self._parts.config
-        self._rotary = self._parts.rotary(self._device)
+        self._rotary = self._parts.rotary()
         self._shape = _cache_shape(self.config, dtype, self._device)
         self._width = int(self.config.hidden_size)
         self._held = _Held({})
@@ -105,14 +105,14 @@ class StageEngine:
         self._known(range(first, end))
         counted = _Counted(tensors)
         if first == 0 and self._held.embedding is None:
-            embedding = self._parts.embedding(counted, self._held.head).to(self._device)
+            embedding = self._parts.embedding(counted, self._held.head)
             self._change(embedding=embedding)
         for index in range(first, end):
             if index not in self._held.layers:
-                layer = self._parts.layer(counted, index).to(self._device)
+                layer = self._parts.layer(counted, index)
                 self._change(added={index: layer})
         if end == self.layers and self._held.head is None:
-            head = self._parts.head(counted, self._held.embedding).to(self._device)
+            head = self._parts.head(counted, self._held.embedding)
             self._change(head=head)
         return counted.nbytes
 

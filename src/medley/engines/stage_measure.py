@@ -34,7 +34,7 @@ class Measured:
 @torch.inference_mode()
 def measure(config: Any, dtype: torch.dtype, transform: Transform | None, now_ns: Callable[[], int]) -> Measured:
     """Takes about a second for a layer of a hundred megabytes. `now_ns`: a monotonic clock."""
-    parts = Parts(config, dtype, transform=transform)
+    parts = Parts(config, dtype, transform=transform, device=torch.device("cpu"))
     weights = RandomTensors(parts.shapes(), seed=1)
     engine = StageEngine(config, dtype, KV_NBYTES, transform)
     # A layer inside, so that neither embedding nor head is drawn with it, where the model has one.

@@ -1,12 +1,15 @@
 """Weight-only int8 and int4 linear layers for a CPU: decoding reads every weight, so fewer bytes are less time.
 
-Activations are bf16, sums are fp32 inside torch's own kernels. int8: one scale a row, symmetric. int4: one scale and
-one offset for every `GROUP` weights of a row. Embeddings and norms stay bf16; a layer whose shape a kernel cannot take
-stays as it was. Made from bf16 weights as they are loaded; no calibration, no file format of its own.
+int8: one scale a row, symmetric. int4: one scale and one offset for every `GROUP` weights of a row. Activations keep
+their precision: bf16 in torch's own kernels; where the processor multiplies bytes by itself (VNNI), int8 weights meet
+each token as two rows of bytes, the upper and the lower halves of its values in 16 bits, so that eight tokens still
+cost little more than one. Embeddings and norms stay bf16; a layer whose shape a kernel cannot take stays as it was.
+Made from bf16 weights as they are loaded; no calibration, no file format of its own.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -27,11 +30,8 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight_NK = linear.weight.data.float()
-        scale_N = (weight_NK.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()
-        # Rounded against the scale that will be used; rounding the scale first costs up to one step at the ends.
-        quantised = (weight_NK / scale_N.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.weight_NK = nn.Buffer(quantised)
+        quantised_NK, scale_N = _int8(linear.weight.data)
+        self.weight_NK = nn.Buffer(quantised_NK)
         self.scale_N = nn.Buffer(scale_N)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
 
@@ -43,6 +43,56 @@ class Int8Linear(nn.Module):
     def dequantised(self) -> Tensor:
         """[N, K] in fp32: what the kernel multiplies by."""
         return self.weight_NK.float() * self.scale_N.float()[:, None]
+
+
+class Halves:
+    """Tokens in 16 bits, as two rows of bytes around 128 each; made once for the layers that take the same input."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[2 M, K], all lower halves before all upper ones, and the step of each token [M, 1]."""
+        if self._last is None or self._last[0] is not x:
+            flat_MK = x.reshape(-1, x.shape[-1]).float()
+            step_M1 = flat_MK.abs().amax(1, keepdim=True).clamp_(min=1e-30) / 32512  # 127 * 256
+            # In two's complement the bytes of v + 128 * 257 are its halves, rounded and moved to 0..255.
+            moved_MK = (flat_MK / step_M1).round_().add_(32896).to(torch.int32)
+            halves = moved_MK.view(torch.uint8).view(*moved_MK.shape, 4)[..., :2].permute(2, 0, 1)
+            self._last = x, halves.reshape(-1, x.shape[-1]), step_M1
+        return self._last[1], self._last[2]
+
+
+class HalvesInt8Linear(nn.Module):
+    """As `Int8Linear`, by kernels that multiply bytes; within fp32's rounding of x in 16 bits times W."""
+
+    def __init__(self, linear: nn.Linear, halves: Halves) -> None:
+        super().__init__()
+        quantised_NK, scale_N = _int8(linear.weight.data)
+        self.halves = halves
+        # No buffer: oneDNN's order has neither strides nor storage that anything but its kernel could use.
+        self._packed = torch.ops.onednn.qlinear_prepack(quantised_NK, None)
+        self.scale_N = nn.Buffer(scale_N.float())
+        self.zero_N = nn.Buffer(torch.zeros(len(scale_N), dtype=torch.int32))
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
+        self.nbytes = quantised_NK.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves_2MK, step_M1 = self.halves.of(x)
+        sums_2MN: Tensor = torch.ops.onednn.qlinear_pointwise(
+            halves_2MK, 1.0, 128, self._packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        tokens = step_M1.shape[0]
+        out_MN = torch.add(sums_2MN[:tokens], sums_2MN[tokens:], alpha=256).mul_(step_M1).to(x.dtype)
+        return _shaped(out_MN, x, self.bias)
+
+
+def _int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantised weights and the scale of each row."""
+    wide_NK = weight_NK.float()
+    scale_N = (wide_NK.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()
+    # Rounded against the scale that will be used; rounding the scale first costs up to one step at the ends.
+    return wide_NK.div_(scale_N.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale_N
 
 
 class Int4Linear(nn.Module):
@@ -81,13 +131,17 @@ def quantiser(kind: str) -> Transform | None:
         raise UserError(f"weights '{kind}' are unknown; {did_you_mean(kind, ('none', *KINDS))}")
 
     def transform(part: nn.Module) -> nn.Module:
-        if isinstance(part, nn.Linear):
-            return _quantised(part, kind)
-        for name, child in part.named_children():
-            setattr(part, name, transform(child))
-        return part
+        return _replaced(part, kind, Halves())
 
     return transform
+
+
+def _replaced(part: nn.Module, kind: str, halves: Halves) -> nn.Module:
+    if isinstance(part, nn.Linear):
+        return _quantised(part, kind, halves)
+    for name, child in part.named_children():
+        setattr(part, name, _replaced(child, kind, halves))
+    return part
 
 
 def linear_nbytes(linear: nn.Linear, kind: str) -> int:
@@ -95,14 +149,20 @@ def linear_nbytes(linear: nn.Linear, kind: str) -> int:
     rows, columns = linear.out_features, linear.in_features
     bias = 0 if linear.bias is None else 2 * rows
     if kind == "int8":
-        return rows * columns + 2 * rows + bias
+        return rows * columns + (8 if multiplies_bytes() else 2) * rows + bias
     if kind == "int4" and columns % GROUP == 0:
         padded = rows + -rows % ROWS
         return padded * columns // 2 + 4 * padded * columns // GROUP + bias
     return 2 * rows * columns + bias
 
 
-def _quantised(linear: nn.Linear, kind: str) -> nn.Module:
+def _quantised(linear: nn.Linear, kind: str, halves: Halves) -> nn.Module:
     if kind == "int8":
-        return Int8Linear(linear)
+        return HalvesInt8Linear(linear, halves) if multiplies_bytes() else Int8Linear(linear)
     return Int4Linear(linear) if linear.in_features % GROUP == 0 else linear
+
+
+@cache
+def multiplies_bytes() -> bool:
+    """Without VNNI the same kernels exist, but their sums of bytes may overflow."""
+    return "onednn" in torch.backends.quantized.supported_engines and torch.cpu._is_vnni_supported()

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from medley.models.packed_linear import can_pack, pack
 from medley.models.presets import Preset
 from medley.models.weightfiles import Tensors
 from medley.protocol.errors import UserError, first_line
@@ -33,7 +34,8 @@ FAMILIES = {
 
 VOCABULARY = 32_000  # of a preset that takes its tokenizer's
 
-Transform = Callable[[nn.Module], nn.Module]  # of one part, once it is filled: quantisation, moving to a device
+Transform = Callable[[nn.Module], nn.Module]  # of one part, once it is filled: quantisation
+PartT = TypeVar("PartT", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +93,24 @@ class Parts:
     """Builds and fills parts of one model, in evaluation mode, with parameters in `dtype`.
 
     Made once: what all layers have in common is then known. `transform` gets a layer, and the head's linear layers, as
-    soon as they are filled, so that two parts never exist untransformed. The methods may be called on any thread, and
-    raise UserError for tensors that are missing or of another shape than the configuration says.
+    soon as they are filled, so that two parts never exist untransformed. `device`: where they will compute, if they are
+    only for that; without a transform their weights are then kept as its kernels like them best. The methods may be
+    called on any thread, and raise UserError for tensors that are missing or of another shape than the configuration
+    says.
     """
 
     def __init__(
-        self, config: Any, dtype: torch.dtype, attention: str = "sdpa", transform: Transform | None = None
+        self,
+        config: Any,
+        dtype: torch.dtype,
+        attention: str = "sdpa",
+        transform: Transform | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.dtype, self.transform = dtype, transform
+        self.dtype, self.device = dtype, device
+        packs = transform is None and device is not None and can_pack(dtype, device)
+        self._keeps_matrices = transform is None
+        self.transform = pack if packs else transform
         self.layers = int(config.num_hidden_layers)
         self.base, self._norm = FAMILIES[config.model_type]
         self._network = _network(config, attention)
@@ -107,7 +119,7 @@ class Parts:
 
     def layer(self, weights: Tensors, index: int) -> nn.Module:
         made: nn.Module = _fill(self.bare_layer(index), f"{self.base}.layers.{index}", weights, self.dtype)
-        return made if self.transform is None else self.transform(made)
+        return self._placed(made if self.transform is None else self.transform(made))
 
     def embedding(self, weights: Tensors, head: Head | None = None) -> Embedding:
         """Shares the matrix of `head` where the model ties them and that one is still a matrix."""
@@ -116,12 +128,13 @@ class Parts:
         if matrix is not None:
             made.embed_tokens.weight = matrix
         _fill(made, self.base, weights, self.dtype)
-        return made
+        return self._placed(made)
 
     def head(self, weights: Tensors, embedding: Embedding | None = None) -> Head:
         """Where the model ties them: the matrix of `embedding`, or the same read once more."""
         made = self.bare_head()
-        if self.tied and embedding is not None:
+        shares = self.tied and embedding is not None
+        if shares and embedding is not None:
             made.lm_head.weight = embedding.embed_tokens.weight
         names = {
             "norm": f"{self.base}.{self._norm}",
@@ -130,17 +143,20 @@ class Parts:
         }
         for name, part in made.named_children():
             _fill(part, names[name], weights, self.dtype)
-            if self.transform is not None:
+            if self.transform is not None and not (shares and self._keeps_matrices and name == "lm_head"):
                 setattr(made, name, self.transform(part))
-        return made
+        return self._placed(made)
 
-    def rotary(self, device: torch.device | None = None) -> nn.Module | None:
+    def _placed(self, part: PartT) -> PartT:
+        return part if self.device is None else part.to(self.device)
+
+    def rotary(self) -> nn.Module | None:
         """Cosines and sines by position, for families that rotate. Its frequencies are no part of a checkpoint, and
         stay fp32 whatever the parameters are.
         """
         bare = getattr(self._decoder, "rotary_emb", None)
         made: nn.Module | None = None if bare is None else type(bare)(config=self.config)
-        return made if made is None or device is None else made.to(device)
+        return None if made is None else self._placed(made)
 
     @property
     def tied(self) -> bool:

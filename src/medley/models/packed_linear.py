@@ -1,0 +1,41 @@
+"""bf16 linear layers whose weights lie as oneDNN reads them, since decoding a stream is reading weights.
+
+The numbers are those of the plain layer (bf16 in, fp32 sums, bf16 out), and so are the bytes. Where the library or the
+processor has no such kernels, or the weights are not bf16 on a CPU, a layer stays as it was.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+TOKENS = 8  # that oneDNN is told to expect; the order it answers with serves any number
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.nbytes = linear.weight.nbytes
+        # No parameter: it has neither strides nor storage that anything but the kernel could use.
+        self._weight_NK = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data, TOKENS)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight_NK, self.bias, "none", [], "")
+        return out
+
+
+def pack(part: nn.Module) -> nn.Module:
+    """The part with every linear layer packed."""
+    if isinstance(part, nn.Linear):
+        return PackedLinear(part)
+    for name, child in part.named_children():
+        setattr(part, name, pack(child))
+    return part
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(dtype == torch.bfloat16 and device.type == "cpu" and supported)
