@@ -158,7 +158,8 @@ class HandFront:
 
     async def held(self, child: Child, first: int, end: int) -> dict[int, int]:
         number = self.number()
-        self.post(child.address, AskHeld(number, self.generation, first, end))
+        generation = self.generation if child.address in [hop.address for hop in self.hops] else 0
+        self.post(child.address, AskHeld(number, generation, first, end))
         word = await self.answer(Held, lambda w: w.number == number)
         return {p.request: p.held for p in word.positions}
 
