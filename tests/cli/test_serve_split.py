@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import click
 import pytest
 from tests.cli.canned import Canned
 from tests.cli.conftest import Cli
 from tests.serving.conftest import byte_tokenizer
 from tests.tinymodels import LAYERS, saved, tiny
+
+from medley.cli import serve
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +97,11 @@ def test_machines_are_those_of_the_pool(cli: Cli, canned: Canned, model: str, wo
 def test_what_the_coordinator_refuses_is_one_sentence_too(cli: Cli, canned: Canned, model: str) -> None:
     canned.answers["status"] = {**canned.answers["status"], "encrypts": False}  # type: ignore[dict-item]
     assert "a coordinator cannot be asked 'serve_begin'" in refused(cli, model, "--pool")
+
+
+def test_every_option_is_explained(repository: Path) -> None:
+    text = (repository / "docs" / "serve.md").read_text(encoding="utf-8")
+    options = [name for parameter in serve.command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+    said = [name for name in options if f"{name}`" in text or f"{name} " in text]
+    assert said == [name for name in options if name.startswith("--")]
+    assert [p.name for p in serve.command.params if isinstance(p, click.Option) and not p.help] == []

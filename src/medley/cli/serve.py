@@ -27,6 +27,8 @@ Examples:
   medley serve --watch
 """
 
+KV_HELP = "Of all answers at once, prompts included."
+WIRE_HELP = "Hidden states between stages."
 SPLIT_ONLY = ("machines", "objective", "weights", "pin", "survive", "kv_tokens", "draft", "wire", "priority")
 
 
@@ -35,19 +37,17 @@ SPLIT_ONLY = ("machines", "objective", "weights", "pin", "survive", "kv_tokens",
 @click.option("--host", default="127.0.0.1", show_default=True, help="Anything but loopback needs --api-key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", envvar="MEDLEY_API_KEY", help="What clients must send; auto makes one and prints it.")
-@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of a model in one process.")
 @click.option("--pool", is_flag=True, help="Split over the machines of the running coordinator.")
-@click.option("--local-stages", type=click.IntRange(0, 64), default=0, help="Split over N processes of this machine.")
+@click.option("--local-stages", type=click.IntRange(0, 64), default=0, help="Split over processes of this machine.")
 @click.option("--machines", default="", metavar="NAME,...", help="Of the pool, these and no others.")
-@click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True)
-@click.option(
-    "--weights", type=click.Choice(["bf16", "fp32", "int8", "int4"]), help="How they are held; default: bf16."
-)
+@click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", help="What to plan for.")
+@click.option("--weights", type=click.Choice(["bf16", "fp32", "int8", "int4"]), help="Of a split model; default: bf16.")
 @click.option("--pin", default="", metavar="NODE=LAYERS,...", help="A layout by hand, as in `medley plan`.")
-@click.option("--survive", type=click.IntRange(0, 1), default=0, show_default=True, help="Deaths without loading.")
-@click.option("--kv-tokens", type=click.IntRange(256, 1 << 24), default=8 * 2048, show_default=True)
+@click.option("--survive", type=click.IntRange(0, 1), default=0, help="1: a death costs no loading; twice the memory.")
+@click.option("--kv-tokens", type=click.IntRange(256, 1 << 24), default=8 * 2048, show_default=True, help=KV_HELP)
 @click.option("--draft/--no-draft", default=True, show_default=True, help="Guess tokens that repeat earlier text.")
-@click.option("--wire", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", show_default=True)
+@click.option("--wire", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", help=WIRE_HELP)
 @click.option("--priority", type=int, default=0, show_default=True, help="Against the pool's training jobs.")
 @click.option("--watch", "watching", is_flag=True, help="Show what a pool serves, stage by stage.")
 @asks
