@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from medley.cli.main import run
 from medley.cli.simulate import command
-from medley.runtimes.simulated.check import Findings, check
+from medley.runtimes.simulated.check import Findings, check, command_of
 from medley.runtimes.simulated.coverage import Coverage
 from medley.runtimes.simulated.seeds import Seed
 
@@ -42,14 +42,27 @@ def test_one_seed_leaves_its_story(tmp_path: Path) -> None:
 
 
 def test_a_violation_is_told_with_the_command_that_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(seed: int, trace: Path | None = None) -> Seed:
-        return Seed(seed, "d", 1.0, 10, {}, "T1", "the parameters are wrong")
+    def broken(seed: int, trace: Path | None = None, kind: str = "all") -> Seed:
+        return Seed(seed, "d", 1.0, 10, {}, "T1", "the parameters are wrong", serving=kind == "serving")
 
     monkeypatch.setattr("medley.runtimes.simulated.check.run_seed", broken)
     result = CliRunner().invoke(command, ["--check", "--seeds", "1", "--first-seed", "9", "--jobs", "1"])
     assert result.exit_code == 1
     assert "seed 9 breaks T1" in result.output
     assert "medley simulate --check --seeds 1 --first-seed 9 --trace seed-9.trace" in result.output
+
+
+def test_a_violation_of_a_serving_is_replayed_alone() -> None:
+    found = Seed(4, "d", 1.0, 10, {}, "I1", "a token is wrong", serving=True)
+    assert command_of(found) == "medley simulate --check --serving --seeds 1 --first-seed 4 --trace seed-4.trace"
+
+
+def test_a_serving_leaves_its_story(tmp_path: Path) -> None:
+    path = tmp_path / "seed.trace"
+    words = ["--check", "--serving", "--seeds", "1", "--first-seed", "7", "--trace", str(path)]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0, result.output
+    assert path.read_text().startswith("medley trace 1 serving seed 7")
 
 
 def test_a_pair_that_was_missed_counts_against_many_seeds_only() -> None:
@@ -71,6 +84,7 @@ def test_the_table_marks_what_was_missed() -> None:
     [
         (["simulate", "--check", "--trace", "x"], "--seeds 1"),
         (["simulate", "--check", "--seeds", "0"], "--seeds"),
+        (["simulate", "--serving"], "--check"),
     ],
 )
 def test_mistakes_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

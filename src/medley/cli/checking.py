@@ -43,11 +43,11 @@ class Told:
         findings = self.findings
         if findings is None:
             return
+        from medley.runtimes.simulated.check import required
         from medley.runtimes.simulated.coverage import ENOUGH
-        from medley.runtimes.simulated.faults import required
 
         if table:
-            for line in findings.coverage.table(required()):
+            for line in findings.coverage.table(required(findings.kind)):
                 click.echo(line, err=self.quiet)
         if self.quiet:
             return
@@ -78,7 +78,7 @@ class Told:
 
         click.echo(f"seed {seed.seed} breaks {seed.invariant} ({INVARIANTS[seed.invariant]}):", err=self.quiet)
         click.echo(f"  {seed.sentence}", err=self.quiet)
-        click.echo(f"  {command_of(seed.seed)}", err=self.quiet)
+        click.echo(f"  {command_of(seed)}", err=self.quiet)
 
     def _progress(self, findings: Findings) -> None:
         rate = findings.seeds / findings.seconds

@@ -17,6 +17,7 @@ Examples:
   medley simulate examples/experiments/links-modes.yaml
   medley simulate examples/experiments/staleness.yaml --out results --set repeats=5 --seed 7
   medley simulate --check --seeds 1000
+  medley simulate --check --serving --seeds 200
   medley simulate --check --seeds 1 --first-seed 4711 --trace seed-4711.trace
   medley simulate --check --seeds 200 --json -
 """
@@ -32,6 +33,7 @@ SEEDS = 1000
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the experiment, in place of the file's.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the file; repeatable.")
 @click.option("--check", "checking", is_flag=True, help="Run random fleets, faults and jobs; watch every invariant.")
+@click.option("--serving", is_flag=True, help="Of each seed only the world that serves a split model.")
 @click.option("--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True, help="How many seeds to check.")
 @click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Where to begin.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes at once; default: one for each core.")
@@ -44,6 +46,7 @@ def command(
     seed: int | None,
     sets: tuple[str, ...],
     checking: bool,
+    serving: bool,
     seeds: int,
     first_seed: int,
     jobs: int | None,
@@ -56,9 +59,10 @@ def command(
     EXPERIMENT.yaml describes a fleet, links, jobs and a sweep. Its runs are spread over processes; Ctrl-C keeps what is
     finished, and the same command goes on from there. Results are tables (CSV and Parquet) and report.html in --out.
 
-    With --check: random fleets, jobs and faults, one of each a seed; every invariant is watched, and when the faults
-    end every job must end. The exit status is 1 when an invariant broke, or when 1,000 seeds or more missed a pair of
-    fault and operation that they should have met.
+    With --check: random fleets, jobs and faults, one of each a seed, and for every second seed a split model that is
+    served; every invariant is watched, and when the faults end every job and every request must end. The exit status is
+    1 when an invariant broke, or when 1,000 seeds or more missed a pair of fault and operation that they should have
+    met.
     """
     from medley.protocol.errors import UserError
 
@@ -70,23 +74,32 @@ def command(
         from medley.cli.experimenting import simulate
 
         click.get_current_context().exit(simulate(experiment, out, seed, sets, jobs, json_path))
+    if serving and not checking:
+        raise UserError("--serving belongs to --check")
     if not checking:
         raise UserError("give an experiment file, such as examples/experiments/staleness.yaml, or --check")
     if out is not None or seed is not None or sets:
         raise UserError("--out, --seed and --set belong to an experiment; --check has --seeds and --first-seed")
     if trace is not None and seeds != 1:
         raise UserError("--trace tells the story of one seed: give --seeds 1 and --first-seed as well")
-    click.get_current_context().exit(_check(first_seed, seeds, jobs or os.cpu_count() or 1, json_path, trace, table))
+    click.get_current_context().exit(
+        _check(first_seed, seeds, jobs or os.cpu_count() or 1, json_path, trace, table, serving)
+    )
 
 
-def _check(first: int, seeds: int, jobs: int, json_path: str | None, trace: Path | None, table: bool) -> int:
+def _check(
+    first: int, seeds: int, jobs: int, json_path: str | None, trace: Path | None, table: bool, serving: bool
+) -> int:
     from medley.cli.checking import Told
     from medley.runtimes.simulated import check
 
+    kind: check.Kind = "serving" if serving else "all"
     told = Told(first, seeds, quiet=json_path == "-")
     try:
         findings = (
-            check.check(first, seeds, jobs, told.hear) if trace is None else check.traced(first, trace, told.hear)
+            check.check(first, seeds, jobs, told.hear, kind)
+            if trace is None
+            else check.traced(first, trace, told.hear, kind)
         )
     except KeyboardInterrupt:
         told.interrupted()
@@ -131,6 +144,6 @@ def _violation(seed: Seed) -> dict[str, Any]:
             "seed": seed.seed,
             "invariant": seed.invariant,
             "sentence": seed.sentence,
-            "replay": command_of(seed.seed),
+            "replay": command_of(seed),
         }
     }

@@ -9,7 +9,7 @@ from medley.runtimes.simulated.coverage import Pair
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """`invariant` is empty where nothing was wrong."""
+    """`invariant` is empty where nothing was wrong. `serving`: that is about its serving, not its training."""
 
     seed: int
     digest: str
@@ -18,6 +18,7 @@ class Seed:
     met: dict[str, int]  # "fault/operation"
     invariant: str = ""
     sentence: str = ""
+    serving: bool = False
 
     def pairs(self) -> dict[Pair, int]:
         return {_pair(name): times for name, times in self.met.items()}

@@ -56,6 +56,7 @@ class FrontProcess:
         self.world, self.address = world, address
         self.role = Front(options_of(setup, address))
         self.answers: dict[int, Answer] = {}
+        self.ended = 0  # of them
 
     def start(self) -> None:
         self.world.wires.listen(self.address, FRONT, self.arrive)
@@ -71,7 +72,7 @@ class FrontProcess:
         answer = self.answers[request]
         if not answer.ended:
             self.world.met("client leaves", self.world.phase_of(request))
-            answer.ended = "left"
+            self._end(answer, "left")
             self.handle(Gone(request))
 
     def arrive(self, node: NodeId, word: Word, _body: Any) -> None:
@@ -91,7 +92,7 @@ class FrontProcess:
             case Emit(request, draws, finish):
                 self._emitted(request, draws, finish)
             case Fail(request, reason):
-                self.answers[request].ended = self.answers[request].ended or f"failed: {reason}"
+                self._end(self.answers[request], f"failed: {reason}")
             case Suspect(node, reason):
                 self.world.suspected(node, reason)
             case Explain() | Reject():
@@ -101,7 +102,13 @@ class FrontProcess:
         answer = self.answers[request]
         answer.draws += draws
         answer.times_ns += [self.world.kernel.now] * len(draws)
-        answer.ended = answer.ended or finish
+        if finish:
+            self._end(answer, finish)
+
+    def _end(self, answer: Answer, how: str) -> None:
+        if not answer.ended:
+            answer.ended = how
+            self.ended += 1
 
     def _tick(self) -> None:
         self.world.kernel.after(TICK_NS, self._tick)

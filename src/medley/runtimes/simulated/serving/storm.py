@@ -24,7 +24,10 @@ STORM_NS = 30 * S
 DEADLINE_NS = 2000 * S
 SETTLE_NS = 8 * S  # after the last answer, until nothing may be held any more
 ON = 0.5
-AIM_NS, AIMS = 5 * MS, 400
+GOLDEN = 0.6180339887498949  # its multiples leave the most even gaps: neighbouring seeds share the pairs evenly
+MOVES = ("copying", "switching")
+AIM_NS, AIMS = 10 * MS, 200
+STORM_LOOKS = STORM_NS // AIM_NS
 
 
 class ServingStorm:
@@ -34,6 +37,9 @@ class ServingStorm:
         self.world = world
         self.calm = False
         self.rates = self._draw() if chosen is None else chosen
+        self._sure: tuple[str, str] = ("", "")
+        if chosen is None:
+            self._pick()
         for name, rate in self.rates.items():
             if FAULTS[name].strike is not None:
                 self._often(FAULTS[name], rate)
@@ -49,6 +55,17 @@ class ServingStorm:
                 low, high = fault.rates
                 drawn[fault.name] = low * (high / low) ** where
         return drawn
+
+    def _pick(self) -> None:
+        """One pair of fault and phase, or fault and word, that this seed is to meet for sure."""
+        pairs = [(fault, meets) for fault in FAULTS.values() for meets in fault.meets]
+        fault, meets = pairs[int(self.world.kernel.seed * GOLDEN % 1.0 * len(pairs))]
+        if fault.strike is None:
+            self._sure = fault.name, meets
+            return
+        if meets in MOVES:
+            self._await("decode", STORM_LOOKS, lambda: self._hit(FAULTS["machine drains"]))
+        self._await(meets, STORM_LOOKS, lambda: self._hit(fault))
 
     # -- what faults use ----------------------------------------------------------------------------------------------
 
@@ -69,6 +86,9 @@ class ServingStorm:
     # -- chance -------------------------------------------------------------------------------------------------------
 
     def _struck(self, fault: str, operation: str) -> bool:
+        if (fault, operation) == self._sure:
+            self._sure = "", ""
+            return True
         rate = self.rates.get(fault, 0.0)
         return rate > 0 and self.world.kernel.random(f"fault {fault}").random() < rate
 
@@ -79,13 +99,16 @@ class ServingStorm:
             self._await(random.choice(("", *PHASES)), AIMS, hit)
 
         def hit() -> None:
-            for phase in self.world.phases():
-                self.world.met(fault.name, phase)
-            assert fault.strike is not None
-            fault.strike(self, random)
+            self._hit(fault)
             self.world.kernel.after(int(random.expovariate(1 / mean_ns)), again)
 
         self.world.kernel.after(int(random.expovariate(1 / mean_ns)), again)
+
+    def _hit(self, fault: Fault) -> None:
+        for phase in self.world.phases():
+            self.world.met(fault.name, phase)
+        assert fault.strike is not None
+        fault.strike(self, self.world.kernel.random(f"fault {fault.name}"))
 
     def _await(self, phase: str, looks: int, then: Callable[[], None]) -> None:
         if self.calm:
@@ -125,8 +148,8 @@ def weather(seed: int, trace: Path | None = None, chosen: dict[str, float] | Non
         invariant, sentence = "R1", _where(error)
     digest = world.trace.digest()
     world.trace.close()
-    met = {f"{fault}/{phase}": times for (fault, phase), times in sorted(world.struck.items())}
-    return Seed(seed, digest, world.kernel.now / S, world.trace.events, met, invariant, sentence)
+    met = {f"serving {fault}/{phase}": times for (fault, phase), times in sorted(world.struck.items())}
+    return Seed(seed, digest, world.kernel.now / S, world.trace.events, met, invariant, sentence, True)
 
 
 def _live(world: ServingWorld, chosen: dict[str, float] | None) -> None:

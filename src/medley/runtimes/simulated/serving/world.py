@@ -96,8 +96,7 @@ class ServingWorld:
         return self.kernel.run(until_ns, stop)
 
     def answered(self) -> bool:
-        answers = self.front.answers
-        return len(answers) == len(self.setup.clients) and all(a.ended for a in answers.values())
+        return self.front.ended == len(self.setup.clients)
 
     # -- machines -----------------------------------------------------------------------------------------------------
 
