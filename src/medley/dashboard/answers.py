@@ -21,14 +21,14 @@ class Answers:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._model = ""
-        self._url = ""
+        self._url = ""  # http://host:port/v1
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
 
     async def ask(self, model: str, messages: Sequence[Mapping[str, str]]) -> AsyncIterator[str]:
         """Pieces of the answer. Raises Unavailable with a sentence."""
         url = await self._serving(model)
-        async for piece in relay(f"{url}/v1", model, messages):
+        async for piece in relay(url, model, messages):
             yield piece
 
     async def _serving(self, model: str) -> str:
