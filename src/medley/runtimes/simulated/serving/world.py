@@ -205,10 +205,8 @@ class ServingWorld:
     def _restart(self, node: NodeId) -> None:
         """The parent ends the process, if it can be told."""
         machine = self.machines[node]
-        if machine.paused_ns > self.kernel.now:
-            self.kernel.at(machine.paused_ns, self._restart, node)
-        elif self.network.is_blocked(FRONT, node):
-            self.kernel.after(S, self._restart, node)
+        if machine.paused_ns > self.kernel.now or self.network.is_blocked(FRONT, node):
+            self.kernel.after(200 * MS, self._restart, node)
         elif machine.process is not None:
             self.crash_engine(node, "it was suspected")
 
