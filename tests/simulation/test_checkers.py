@@ -10,6 +10,7 @@ from medley.protocol.messages import Span
 from medley.protocol.plan import Plan
 from medley.protocol.records import (
     Aborted,
+    Backed,
     CheckpointSealed,
     Committed,
     Leased,
@@ -65,6 +66,14 @@ WRONG: dict[str, tuple[str, tuple[Record, ...]]] = {
     "a lease's number twice": ("J3", (Leased(1, "n2", Span(0, 2, 4), 1, 0),)),
     "samples leased twice": ("D3", (Leased(2, "n2", Span(0, 1, 3), 1, 0),)),
     "samples used twice": ("D3", (committed(1, "a", 1), Leased(2, "n2", Span(0, 0, 2), 1, 0))),
+    "a backup of one's own lease": ("D3", (Backed(2, "n1", 1),)),
+    "a third copy of a lease": ("D3", (Backed(2, "n2", 1), Backed(3, "n3", 1))),
+    "a backup of nobody's lease": ("D3", (Backed(2, "n2", 9),)),
+    "one of two copies merged": ("D1", (Backed(2, "n2", 1), committed(1, "a", 1))),
+    "samples of a backup leased again": (
+        "D3",
+        (Backed(2, "n2", 1), Returned((1,), ""), Leased(3, "n3", Span(0, 0, 2), 1, 0)),
+    ),
     "a lease given back twice": ("J3", (Returned((1,), ""), Returned((1,), ""))),
     "a version left out": ("T5", (committed(2, "a", 1),)),
     "a generation left out": ("T5", (placed(3, 0),)),
@@ -86,6 +95,11 @@ WRONG: dict[str, tuple[str, tuple[Record, ...]]] = {
     "back to what was never saved": ("C1", (committed(1, "a", 1), placed(2, 1))),
     "a shard too few": ("J6", (Placed(2, 0, (), ""),)),
 }
+
+
+def test_a_backup_may_be_merged_once_the_first_lease_is_given_back() -> None:
+    kept = book(Backed(2, "n2", 1), Returned((1,), ""), committed(1, "a", 2, node="n2"))
+    assert kept.jobs["j"].version == 1 and not kept.jobs["j"].leases
 
 
 @pytest.mark.parametrize("name", WRONG)
