@@ -132,7 +132,7 @@ class Front:
                 return [e for p in self.pipelines for e in p.held(word, now_ns)]
             case Alive():
                 for pipeline in self.pipelines:
-                    pipeline.alive(word)
+                    pipeline.alive(word, now_ns)
                 return []
             case Loaded():
                 return self.layouts.loaded(word, now_ns)

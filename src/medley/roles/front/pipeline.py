@@ -15,7 +15,7 @@ from typing import Literal
 from medley.policies.pipeline.batching import DRAFTING_ROWS, Ready, compose, groups_in_flight
 from medley.policies.pipeline.drafting import MOST
 from medley.policies.pipeline.patience import Patience
-from medley.protocol.ids import NS_PER_MS, NS_PER_S, NodeId
+from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
 from medley.protocol.pipeline import (
     Alive,
@@ -34,8 +34,8 @@ from medley.protocol.pipeline import (
 from medley.protocol.serving import Emit, Explain, Fail, FrontEffect, Post
 from medley.roles.front.prefixes import Prefixes
 from medley.roles.front.request import Request
+from medley.roles.front.walks import Walk, Walks, silent
 
-PROBE_NS = 300 * NS_PER_MS
 HELD_NS = NS_PER_S // 2  # a hop that does not say in this time what it holds is asked again, then suspected
 HUNG_NS = 20 * NS_PER_S  # one pass that takes so long, and longer than any before it
 
@@ -56,13 +56,6 @@ class Batch:
     rows: tuple[Flight, ...]
     tokens: int
     sent_ns: int
-
-
-@dataclass(slots=True)
-class Probing:
-    number: int
-    since_ns: int
-    alive: dict[int, int] = field(default_factory=dict)  # place -> busy_ns
 
 
 @dataclass(slots=True)
@@ -110,7 +103,7 @@ class Pipeline:
         self._last_ns = 0
         self._turn = 0
         self._plain = False  # no drafts
-        self._probing: Probing | None = None
+        self.walks = Walks()
         self._asking: Asking | None = None
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -231,7 +224,7 @@ class Pipeline:
         if batch is None:
             return []
         self.patience.saw(batch.tokens, now_ns - max(batch.sent_ns, self._last_ns), now_ns - batch.sent_ns)
-        self._last_ns, self._probing = now_ns, None
+        self._last_ns = now_ns
         if batch.tokens <= len(batch.rows) * 2:
             self._note_spent(word.spent_ns)
         out: list[FrontEffect] = []
@@ -288,7 +281,8 @@ class Pipeline:
         self.down_ns = self.down_ns or now_ns
         self.flying.clear()
         self._frees += self._prefixes.clear()
-        self._probing = self._asking = None
+        self._asking = None
+        self.walks.stop()
 
     def install(self, hops: tuple[Hop, ...], why: str, since_ns: int, now_ns: int) -> list[FrontEffect]:
         """From now on these hops, in a new generation; requests go on once every hop has said what it holds."""
@@ -296,7 +290,8 @@ class Pipeline:
         old, self.hops, self.state = self._nodes(), hops, "asking"
         self.flying.clear()
         self.spent_ns = []
-        self._probing, self.down_ns, self._plain = None, 0, False
+        self.down_ns, self._plain = 0, False
+        self.walks.stop()
         self._frees += self._prefixes.clear()
         self._asking = Asking(self._numbers.next(), now_ns, why, since_ns)
         asks = self._ask_held()
@@ -356,15 +351,17 @@ class Pipeline:
         if self._asking is not None:
             return self._still_asking(self._asking, now_ns)
         if not self.flying or self.state == "down":
-            self._probing = None
+            self.walks.stop()
             return [], None
-        if self._probing is not None:
-            return self._probed(self._probing, now_ns)
         oldest = next(iter(self.flying.values()))
-        if now_ns - max(oldest.sent_ns, self._last_ns) <= self.patience.limit_ns(oldest.tokens):
+        late = now_ns - max(oldest.sent_ns, self._last_ns) > self.patience.limit_ns(oldest.tokens)
+        if late and (walk := self.walks.over(now_ns)) is not None:
+            return self._walked(walk, now_ns)
+        if not self.walks.wanted(late, len(self.hops), now_ns):
             return [], None
-        self._probing = Probing(self._numbers.next(), now_ns)
-        return [Post(self.hops[0].address, Probe(self.generation, self._probing.number, 0))], None
+        number = self._numbers.next()
+        self.walks.begin(number, late, now_ns)
+        return [Post(self.hops[0].address, Probe(self.generation, number, 0))], None
 
     def _still_asking(self, asking: Asking, now_ns: int) -> tuple[list[FrontEffect], tuple[NodeId, str] | None]:
         if now_ns - asking.since_ns < HELD_NS:
@@ -381,20 +378,18 @@ class Pipeline:
         """A stage answers between two passes, and a part of a prompt may take long there."""
         return self.patience.limit_ns(256) > HELD_NS
 
-    def alive(self, word: Alive) -> None:
-        if self._probing is not None and word.number == self._probing.number:
-            self._probing.alive[word.place] = word.busy_ns
+    def alive(self, word: Alive, now_ns: int) -> None:
+        if word.generation == self.generation:
+            self.walks.answered(word.number, word.place, word.busy_ns, now_ns)
 
-    def _probed(self, probing: Probing, now_ns: int) -> tuple[list[FrontEffect], tuple[NodeId, str] | None]:
-        if now_ns - probing.since_ns < PROBE_NS:
-            return [], None
-        self._probing = None
-        silent = next((hop for hop in self.hops if hop.place not in probing.alive), None)
-        if silent is not None:
-            return [], (silent.node, "it does not answer")
+    def _walked(self, walk: Walk, now_ns: int) -> tuple[list[FrontEffect], tuple[NodeId, str] | None]:
+        """A batch is late, and everybody had time to say that he is there."""
+        missing = silent(walk, self.hops)
+        if missing is not None:
+            return [], (missing.node, "it does not answer")
         self.patience.extend()
-        busiest = max(probing.alive, key=lambda place: probing.alive[place])
-        busy_ns = probing.alive[busiest]
+        busiest = max(walk.alive, key=lambda place: walk.alive[place])
+        busy_ns = walk.alive[busiest]
         if busy_ns > max(HUNG_NS, self.patience.limit_ns(256)):
             return [], (self.hops[busiest].node, f"it has computed one batch for {busy_ns / NS_PER_S:.0f} s")
         if busy_ns:
