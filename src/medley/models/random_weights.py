@@ -26,6 +26,10 @@ class RandomTensors:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
         self._shapes, self._seed = shapes, seed
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._shapes)
+
     def find(self, *names: str) -> Stored:
         name = next((one for one in names if one in self._shapes), "")
         if not name:
