@@ -24,20 +24,22 @@ class Fleet:
     """A world in which a front wants machines for a while. `shares`: who has how many, whenever that changes."""
 
     world: World
+    spec: ServingSpec
     shares: list[dict[str, int]]
-
-    def begin(self, spec: ServingSpec) -> None:
-        self.say(BeginServing(SERVING, FRONT, spec, self.world.kernel.now))
-        self.ask()
+    over: bool = False
 
     def ask(self) -> None:
-        """Every second, as a front does; and note who has what."""
-        role = self.world.coordinator
-        if role is None or SERVING not in role.servings.live:
+        """Every second, as a front does, which begins again where nobody knows it; and note who has what."""
+        if self.over:
             return
+        self.world.kernel.after(S, self.ask)
+        role = self.world.coordinator
+        if role is None:
+            return
+        if SERVING not in role.servings.live:
+            self.say(BeginServing(SERVING, FRONT, self.spec, self.world.kernel.now))
         self.say(FrontAsks(SERVING))
         self.look()
-        self.world.kernel.after(S, self.ask)
 
     def look(self) -> None:
         role = self.world.coordinator
@@ -48,6 +50,7 @@ class Fleet:
             self.shares.append(now)
 
     def end(self) -> None:
+        self.over = True
         self.say(EndServing(SERVING, "its front end stopped"))
 
     def say(self, event: BeginServing | EndServing | FrontAsks) -> None:
@@ -55,14 +58,18 @@ class Fleet:
         self.world.host.handle(event)
 
 
-def play(setup: Setup, spec: ServingSpec, begin_s: int, end_s: int) -> tuple[Fleet, Diary]:
-    """Run until every job is done and every sample has counted once."""
+def play(
+    setup: Setup, spec: ServingSpec, begin_s: int, end_s: int, deaths: tuple[int, ...] = ()
+) -> tuple[Fleet, Diary]:
+    """Run until every job is done and every sample has counted once; `deaths`: of the coordinator."""
     book, watchers = everything()
     diary = Diary()
     world = World(setup, seed=3, watchers=[*watchers, diary])
-    fleet = Fleet(world, [])
+    fleet = Fleet(world, spec, [])
     world.start()
-    world.kernel.at(begin_s * S, fleet.begin, spec)
+    for at_s in deaths:
+        world.kernel.at(at_s * S, world.kill_coordinator)
+    world.kernel.at(begin_s * S, fleet.ask)
     world.kernel.at(end_s * S, fleet.end)
     world.kernel.at((end_s + 2) * S, fleet.look)
     assert world.run(2400 * S, world.is_over), world.states
@@ -98,6 +105,14 @@ def test_a_job_that_gives_all_machines_to_a_serving_is_saved_and_goes_on_afterwa
     assert story == ["preparing", "running", "queued", "running", "finishing", "done"]
     assert fleet.shares[-1] == {"a": 2}
     assert any(f"gave its machines to {SERVING}" in text for subject, text in diary.sentences if subject == "a")
+
+
+def test_a_coordinator_that_dies_meanwhile_costs_no_sample_and_no_serving() -> None:
+    setup = Setup(pool(3, 20.0), (job("a", 0, samples=150),), "priority")
+    spec = ServingSpec(schedule=Schedule(priority=3, workers_min=2, workers_max=2))
+    fleet, _ = play(setup, spec, 38, 100, deaths=(45, 70))
+    assert fleet.shares.count({"a": 1, SERVING: 2}) >= 1
+    assert fleet.shares[-1] == {"a": 3}
 
 
 def test_where_the_first_is_served_a_serving_waits_for_its_turn() -> None:
