@@ -17,7 +17,7 @@ from starlette.routing import Route
 from tests.dashboard.sample import serving
 from tests.serving.conftest import serving as listening
 
-from medley.dashboard.pool import serve_page
+from medley.dashboard.pool import _state, serve_page
 from medley.dashboard.served import UNREADABLE
 from medley.jobs.operator import Operator
 from medley.protocol.codec import text
@@ -129,3 +129,17 @@ def test_a_note_of_another_version_breaks_nothing(tmp_path: Path) -> None:
 def test_a_serving_that_just_began_is_shown_as_waiting(tmp_path: Path) -> None:
     shown = asyncio.run(page_of(tmp_path, None))[0]["servings"][0]
     assert (shown["name"], shown["state"], shown["pipelines"]) == ("large", "waiting", [])
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ({"connected": False}, "lost"),
+        ({"leases": 1, "serves": ["large-1"]}, "working"),
+        ({"serves": ["large-1"]}, "serving"),
+        ({}, "idle"),
+    ],
+    ids=["away", "trains too", "serves", "nothing"],
+)
+def test_a_machine_that_serves_is_at_work(facts: dict[str, Any], state: str) -> None:
+    assert _state({"connected": True, "leases": 0, "shards": [], "serves": [], **facts}) == state

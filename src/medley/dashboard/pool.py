@@ -153,16 +153,23 @@ def _rate(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 
 
 def _node(node: Mapping[str, Any], wall_ms: int) -> dict[str, Any]:
-    state = "lost" if not node["connected"] else "working" if node["leases"] or node["shards"] else "idle"
     return {
         "id": node["node"],
         "name": node["node"],
         "roles": node["roles"],
-        "state": state,
+        "state": _state(node),
         "tokens_per_s": node["tokens_per_s"],
         "seen_ms": wall_ms - int(node["heard_s_ago"] * 1000),
         "reason": node["reason"],
     }
+
+
+def _state(node: Mapping[str, Any]) -> str:
+    if not node["connected"]:
+        return "lost"
+    if node["leases"] or node["shards"]:
+        return "working"
+    return "serving" if node["serves"] else "idle"
 
 
 def _job(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ function choose(select, options) {
 
 function figures(jobs, nodes) {
   const running = jobs.filter((j) => j.state === "running");
-  const working = nodes.filter((n) => n.state === "working").length;
+  const working = nodes.filter((n) => n.state === "working" || n.state === "serving").length;
   const speed = running.reduce((sum, j) => sum + (j.tokens_per_s || 0), 0);
   const shown = state.jobs.get($("shown-job").value);
   const values = {
