@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from tests.simulation.bugs.planting import Bug
+from tests.simulation.bugs.servings import SERVINGS
 
 ROLES = "medley.roles."
 POLICIES = "medley.policies."
@@ -704,5 +705,9 @@ CHOICES = [
 ]
 
 BUGS: dict[str, Bug] = {
-    bug.name: bug for bug in (*COMMITS, *GRANTS, *LEDGER, *STATE, *RUN, *RECOVERY, *SAVING, *WORKER, *SHARD, *CHOICES)
+    bug.name: bug
+    for bug in (
+        *(*COMMITS, *GRANTS, *LEDGER, *STATE, *RUN, *RECOVERY, *SAVING, *WORKER, *SHARD, *CHOICES),
+        *SERVINGS,
+    )
 }

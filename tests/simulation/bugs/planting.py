@@ -15,13 +15,17 @@ from types import CodeType, ModuleType
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """`old` stands exactly once in the module's source; `breaks` are the invariants that may notice `new` first."""
+    """`old` stands exactly once in the module's source; `breaks` are the invariants that may notice `new` first.
+
+    `serving`: worlds that serve are hunted, not worlds that train.
+    """
 
     name: str
     module: str
     old: str
     new: str
     breaks: tuple[str, ...]
+    serving: bool = False
 
 
 class _Changed(SourceFileLoader):

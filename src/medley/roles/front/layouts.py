@@ -14,7 +14,8 @@ from medley.policies.pipeline.drift import moved, slowed
 from medley.policies.pipeline.repair import Part, merged, repair, reserves
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
+from medley.protocol.serving.events import Explain, FrontEffect, Post
+from medley.protocol.serving.words import (
     AskHeld,
     Held,
     Hop,
@@ -26,7 +27,6 @@ from medley.protocol.pipeline import (
     StageFailed,
     Unload,
 )
-from medley.protocol.serving import Explain, FrontEffect, Post
 from medley.roles.front.change import Change
 from medley.roles.front.machines import Machines, MachineView
 from medley.roles.front.pipeline import Numbers, Pipeline
@@ -459,6 +459,8 @@ class Layouts:
         pipeline = self.pipelines[0]
         if pipeline.state != "serving" or any(v.measured is None for v in usable):
             return []
+        if not {hop.node for hop in pipeline.hops} <= {v.node for v in usable}:
+            return []  # one that works is distrusted: it could not take the reserve that it was to hold
         machines = [slowed(view.described(), view.slowness) for view in usable]
         present = Layout((tuple(StagePlan(h.node, h.first, h.end) for h in pipeline.hops),))
         decision = moved(self.options.shape, machines, self.options.links, self.options.wanted, present)
