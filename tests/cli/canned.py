@@ -67,8 +67,8 @@ class Canned:
                 if not body["begin"]
                 else {"entries": [{"kind": "heldout", **HELDOUT}], "next": None}
             ),
-            "cancel": {},
-            "resume": {},
+            "cancel": {"job": "demo-1"},
+            "resume": {"job": "demo-1"},
             "status": {
                 "term": 3, "uptime_s": 75.0, "version": "0.1.0", "nodes": [NODE], "jobs": [JOB],
                 "servings": [SERVING], "addresses": {"control": "127.0.0.1:1", "door": "127.0.0.1:2"},

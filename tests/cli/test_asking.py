@@ -13,8 +13,8 @@ from tests.cli.conftest import Cli
 QUESTIONS = {
     ("jobs",): "demo-1  demo  running  50.0 %  3.25  4         25.0 %    1250",
     ("jobs", "show", "demo"): "held-out     8 at first, 4 now",
-    ("jobs", "cancel", "demo"): "demo stops and is saved; 'medley jobs resume demo' goes on from there",
-    ("jobs", "resume", "demo"): "demo goes on; 'medley jobs logs demo --follow' shows it",
+    ("jobs", "cancel", "demo"): "demo-1 stops and is saved; 'medley jobs resume demo-1' goes on from there",
+    ("jobs", "resume", "demo"): "demo-1 goes on; 'medley jobs logs demo-1 --follow' shows it",
     ("status",): "coordinator  medley 0.1.0, up for 1 m 15 s, life 3",
     ("nodes",): "lab-2     away",
     ("nodes", "revoke", "lab-2", "--reason", "sold"): "lab-2 is shut out",

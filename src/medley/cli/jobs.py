@@ -70,6 +70,7 @@ def logs(asking: Asking, job: str, follow: bool) -> None:
 def cancel(asking: Asking, job: str) -> None:
     """Stop one job and keep what it has learned; `medley jobs resume` goes on from there."""
     answer = asking.ask("cancel", {"job": job})
+    job = answer["job"]  # a name means the newest of that name
     asking.show(answer, [f"{job} stops and is saved; 'medley jobs resume {job}' goes on from there"])
 
 
@@ -79,6 +80,7 @@ def cancel(asking: Asking, job: str) -> None:
 def resume(asking: Asking, job: str) -> None:
     """Go on with a job that was cancelled or failed, from its newest checkpoint."""
     answer = asking.ask("resume", {"job": job})
+    job = answer["job"]
     asking.show(answer, [f"{job} goes on; 'medley jobs logs {job} --follow' shows it"])
 
 

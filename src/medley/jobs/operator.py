@@ -159,14 +159,14 @@ class Operator:
         if run.over:
             raise UserError(f"job {run.ctx.job} is {run.state.state} already")
         await self._logged(Cancel(run.ctx.job, self._host.clock.wall_ns()))
-        return {}
+        return {"job": run.ctx.job}
 
     async def _resume(self, body: Body) -> Body:
         run = self.find(str(body.get("job", "")))
         if run.state.state not in ("cancelled", "failed"):
             raise UserError(f"job {run.ctx.job} is {run.state.state}; only a cancelled or failed job is resumed")
         await self._logged(Resume(run.ctx.job, self._host.clock.wall_ns()))
-        return {}
+        return {"job": run.ctx.job}
 
     async def _export(self, body: Body) -> Body:
         run = self.find(str(body.get("job", "")))
