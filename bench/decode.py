@@ -26,7 +26,7 @@ from medley.engines.stage import StageEngine
 from medley.models.quantise import linear_nbytes, quantiser
 from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts, sizes
-from medley.protocol.pipeline import Row
+from medley.protocol.stages.words import Row
 
 PROMPT = 32
 READ_NBYTES = 1 << 29

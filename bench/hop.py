@@ -29,8 +29,8 @@ from typing import Any
 import zmq
 
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Pass, Row
-from medley.protocol.serving import Arrived
+from medley.protocol.stages.events import Arrived
+from medley.protocol.stages.words import Pass, Row
 from medley.runtimes.children.plane import encode_key
 from medley.runtimes.children.stage_inbox import Inbox, Posted, Sender
 from medley.transports.tensors import Accept, Already, Curve, Header, Refuse, Source, TensorPlane

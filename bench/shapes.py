@@ -81,7 +81,7 @@ def planned_nbytes(config: Any, first: int, end: int) -> int:
 def serve(directory: Path, first: int, end: int) -> dict[str, int]:
     """Loads and computes; this process's peak, and what it was before the first weight."""
     from medley.engines.stage import StageEngine
-    from medley.protocol.pipeline import Row
+    from medley.protocol.stages.words import Row
 
     config = config_of_directory(directory)
     engine = StageEngine(config, torch.bfloat16, 8 << 30)

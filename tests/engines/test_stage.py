@@ -22,7 +22,7 @@ from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts, config_of_directory
 from medley.models.weightfiles import Stored, WeightFiles, directory_files
 from medley.protocol.errors import UserError
-from medley.protocol.pipeline import Draw, Row
+from medley.protocol.stages.words import Draw, Row
 
 CUTS = {1: (0, LAYERS), 2: (0, 3, LAYERS), 3: (0, 1, 2, LAYERS)}
 PLENTY = 64 << 20

@@ -17,7 +17,7 @@ from medley.engines.stage_wire import (
     sampling_of,
 )
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Opening, Pass, Row, Shadow, WireType, body_nbytes
+from medley.protocol.stages.words import Opening, Pass, Row, Shadow, WireType, body_nbytes
 
 
 def joined(buffers: list[memoryview], before: int = 0) -> memoryview:

@@ -21,7 +21,7 @@ from medley.models.quantise import (
 from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts, sizes
 from medley.protocol.errors import UserError
-from medley.protocol.pipeline import Row
+from medley.protocol.stages.words import Row
 
 
 def layer(rows: int, columns: int, bias: bool = False) -> nn.Linear:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medley.protocol.errors import FrameError
-from medley.protocol.pipeline import (
+from medley.protocol.stages.words import (
     LOGPROBS_MAX,
     ROWS_MAX,
     TOKENS_MAX,

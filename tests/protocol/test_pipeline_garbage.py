@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from medley.protocol.errors import FrameError
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
+from medley.protocol.stages.words import (
     ROWS_MAX,
     TOKENS_MAX,
     WORD_NBYTES_MAX,

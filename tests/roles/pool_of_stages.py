@@ -20,8 +20,8 @@ from medley.protocol.messages import (
     ToNode,
     Welcome,
 )
-from medley.protocol.pipeline import STAGE
 from medley.protocol.spec import Schedule
+from medley.protocol.stages.words import STAGE
 from medley.roles.allotment import PoolOptions
 from medley.roles.coordinator import Coordinator
 from medley.roles.hosting import Hosting

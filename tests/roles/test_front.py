@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from medley.policies.pipeline.describe import ModelShape, Wanted
-from medley.protocol.serving import Asked
+from medley.protocol.stages.events import Asked
 from medley.runtimes.simulated.kernel import MS, S
 from medley.runtimes.simulated.serving.setup import Client, Host, ServingSetup, even
 from medley.runtimes.simulated.serving.text import POISON, reference

@@ -10,8 +10,8 @@ from medley.protocol.effects import Send
 from medley.protocol.events import Expel, Heard
 from medley.protocol.hosting import BeginServing, EndServing, ReleaseMachines, ServingSpec, SuspectStage
 from medley.protocol.messages import Address, AssignStage, EngineUp, Leave, Peers, PeersSet
-from medley.protocol.pipeline import STAGE
 from medley.protocol.spec import Schedule
+from medley.protocol.stages.words import STAGE
 
 
 def test_a_serving_gets_idle_machines_and_hears_of_them_once_all_admit_each_other() -> None:

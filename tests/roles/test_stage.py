@@ -5,7 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
+from medley.protocol.stages.events import (
+    Arrived,
+    Compute,
+    Computed,
+    Do,
+    Export,
+    Forget,
+    Halt,
+    Import,
+    Met,
+    Post,
+    Refused,
+    Reject,
+    Said,
+    Unjoined,
+)
+from medley.protocol.stages.words import (
     Alive,
     AskHeld,
     Draw,
@@ -26,22 +42,6 @@ from medley.protocol.pipeline import (
     Replicate,
     Row,
     Shadow,
-)
-from medley.protocol.serving import (
-    Arrived,
-    Compute,
-    Computed,
-    Do,
-    Export,
-    Forget,
-    Halt,
-    Import,
-    Met,
-    Post,
-    Refused,
-    Reject,
-    Said,
-    Unjoined,
 )
 from medley.roles.stage import PARKED_MAX, QUEUE_MAX, Stage
 from medley.roles.stage_copies import ASK_AGAIN_NS

@@ -17,7 +17,7 @@ from medley.protocol.messages import (
     ToNode,
     Welcome,
 )
-from medley.protocol.pipeline import STAGE
+from medley.protocol.stages.words import STAGE
 from medley.roles.stage_host import StageHost
 
 HERE, FRONT = Address("tcp://a:1", "key"), Address("tcp://front:1", "front-key")

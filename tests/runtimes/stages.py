@@ -15,7 +15,7 @@ from medley.models.described import fingerprint
 from medley.models.weightfiles import WeightFiles, directory_files
 from medley.protocol.engine import EngineExited, Opened, OpenStage, PeersKnown, Report, SetPeers
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
+from medley.protocol.stages.words import (
     AskHeld,
     Drawn,
     Held,

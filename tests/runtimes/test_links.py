@@ -14,7 +14,7 @@ from medley.jobs import reach
 from medley.jobs.finding import Finding
 from medley.protocol.errors import PeerError, UserError
 from medley.protocol.messages import Address, Called, EngineDown, EngineUp, Peers, Route, Routes, ToNode
-from medley.protocol.pipeline import STAGE
+from medley.protocol.stages.words import STAGE
 from medley.runtimes.children.environment import GATE, TRANSPORT, transport
 from medley.runtimes.links import Links, LinksFile, Relayed, name_of, read_links
 from medley.runtimes.switchboard import Switchboard

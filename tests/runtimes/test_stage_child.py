@@ -20,7 +20,7 @@ from medley.concurrency import TaskGroup
 from medley.engines.stage_wire import encode_tokens
 from medley.models.described import fingerprint
 from medley.models.weightfiles import WeightFiles, directory_files
-from medley.protocol.pipeline import (
+from medley.protocol.stages.words import (
     Alive,
     Drawn,
     Free,

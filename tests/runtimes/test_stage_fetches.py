@@ -12,7 +12,7 @@ from tests.tinymodels import saved, tiny
 from medley.concurrency import TaskGroup
 from medley.models.described import described
 from medley.models.weightfiles import WeightFiles, directory_files
-from medley.protocol.pipeline import Load, StageFailed
+from medley.protocol.stages.words import Load, StageFailed
 from medley.serving.weights_keeper import WeightsKeeper
 
 PROMPT = [5, 17, 99, 42, 8, 200, 3]

@@ -16,7 +16,7 @@ from medley.protocol import effects as fx
 from medley.protocol import messages as m
 from medley.protocol.events import Heard, Lost, Tick
 from medley.protocol.hosting import BeginServing, EndServing, FrontAsks, ServingSpec, SuspectStage
-from medley.protocol.pipeline import STAGE
+from medley.protocol.stages.words import STAGE
 from medley.roles.coordinator import Coordinator
 
 JOB = "chat"

@@ -26,7 +26,7 @@ from medley.engines.stage_cache import RAGGED, RequestCache, Shape, Turn
 from medley.engines.stage_refusals import Gap, NoRoom, NotFinite, Refused
 from medley.models.slices import Embedding, Head, Parts, Transform
 from medley.models.weightfiles import Stored, Tensors
-from medley.protocol.pipeline import ROWS_MAX, TOKENS_MAX, Alternative, Draw, RequestId, Row
+from medley.protocol.stages.words import ROWS_MAX, TOKENS_MAX, Alternative, Draw, RequestId, Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from medley.engines.stage import StageEngine
 from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts, Transform
-from medley.protocol.pipeline import Row
+from medley.protocol.stages.words import Row
 
 BEHIND = 256  # tokens that a decoding request has behind it
 STREAMS = 8

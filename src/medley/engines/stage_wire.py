@@ -1,4 +1,4 @@
-"""Tensors of a stage to and from the raw bytes that follow a word of `protocol/pipeline.py`; little-endian, row by row.
+"""Tensors of a stage as the raw bytes that follow a word (`protocol/stages/words.py`); little-endian, row by row.
 
 Nothing is copied on the way out where the engine computes in the wire's type already. What comes in is copied once,
 into memory of its own: bytes behind a word lie on no boundary. Sizes are checked before anything is allocated.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medley.engines.sampling import Sampling
 from medley.engines.stage_refusals import Refused
-from medley.protocol.pipeline import Opening, Shadow, WireType
+from medley.protocol.stages.words import Opening, Shadow, WireType
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NAMES: dict[torch.dtype, WireType] = {torch.float32: "fp32", torch.bfloat16: "bf16"}

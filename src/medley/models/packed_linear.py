@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 TOKENS = 8  # that oneDNN is told to expect; the order it answers with serves any number
+# Its kernels read weights a third faster for 4 to 6 rows than for fewer (AVX512, whether bf16 or int8; bench/decode.py).
+FEW, ROWS = 4, 6
 
 
 class PackedLinear(nn.Module):
@@ -23,8 +25,20 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight_NK, self.bias, "none", [], "")
-        return out
+        flat_MK = x.reshape(-1, x.shape[-1])
+        out_MN: Tensor = torch.ops.mkldnn._linear_pointwise(
+            with_rows(flat_MK), self._weight_NK, self.bias, "none", [], ""
+        )
+        return out_MN[: len(flat_MK)].reshape(*x.shape[:-1], -1)
+
+
+def with_rows(few_MK: Tensor) -> Tensor:
+    """As many rows as the kernels want at least; those that are added are zeros, and cost no more reading."""
+    if len(few_MK) >= FEW:
+        return few_MK
+    padded = few_MK.new_zeros(ROWS, few_MK.shape[1])
+    padded[: len(few_MK)] = few_MK
+    return padded
 
 
 def pack(part: nn.Module) -> nn.Module:

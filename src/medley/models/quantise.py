@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medley.models.packed_linear import with_rows
 from medley.models.slices import Transform
 from medley.protocol.errors import UserError, did_you_mean
 
@@ -52,14 +53,14 @@ class Halves:
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[2 M, K], all lower halves before all upper ones, and the step of each token [M, 1]."""
+        """[2 M or more, K], all lower halves before all upper ones, and the step of each token [M, 1]."""
         if self._last is None or self._last[0] is not x:
             flat_MK = x.reshape(-1, x.shape[-1]).float()
             step_M1 = flat_MK.abs().amax(1, keepdim=True).clamp_(min=1e-30) / 32512  # 127 * 256
             # In two's complement the bytes of v + 128 * 257 are its halves, rounded and moved to 0..255.
             moved_MK = (flat_MK / step_M1).round_().add_(32896).to(torch.int32)
             halves = moved_MK.view(torch.uint8).view(*moved_MK.shape, 4)[..., :2].permute(2, 0, 1)
-            self._last = x, halves.reshape(-1, x.shape[-1]), step_M1
+            self._last = x, with_rows(halves.reshape(-1, x.shape[-1])), step_M1
         return self._last[1], self._last[2]
 
 
@@ -83,7 +84,7 @@ class HalvesInt8Linear(nn.Module):
             halves_2MK, 1.0, 128, self._packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
         )
         tokens = step_M1.shape[0]
-        out_MN = torch.add(sums_2MN[:tokens], sums_2MN[tokens:], alpha=256).mul_(step_M1).to(x.dtype)
+        out_MN = torch.add(sums_2MN[:tokens], sums_2MN[tokens : 2 * tokens], alpha=256).mul_(step_M1).to(x.dtype)
         return _shaped(out_MN, x, self.bias)
 
 

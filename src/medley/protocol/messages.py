@@ -316,7 +316,7 @@ class AssignShard:
 
 @dataclass(frozen=True, slots=True)
 class AssignStage:
-    """Become (or stay) a pipeline stage of this serving; what to hold and compute the front end says (`pipeline`)."""
+    """Become (or stay) a pipeline stage of this serving; what to hold and compute the front says (`stages.words`)."""
 
     job: JobId
     generation: Generation

@@ -50,7 +50,6 @@ from medley.protocol.messages import (
     Refused,
     Welcome,
 )
-from medley.protocol.pipeline import STAGE
 from medley.protocol.records import (
     JobRecord,
     NodeRevoked,
@@ -60,6 +59,7 @@ from medley.protocol.records import (
     TokenCreated,
     TokenRedeemed,
 )
+from medley.protocol.stages.words import STAGE
 from medley.roles import recovery
 from medley.roles.admission import Admission
 from medley.roles.allotment import Asking, PoolOptions

@@ -27,7 +27,7 @@ from medley.protocol.messages import (
     ShardStatus,
     ToNode,
 )
-from medley.protocol.pipeline import HOPS_MAX, STAGE
+from medley.protocol.stages.words import HOPS_MAX, STAGE
 from medley.roles.context import NodeView, Shared
 
 FRONT_PATIENCE_NS = 15 * NS_PER_S  # a front that asks for nothing for so long is gone

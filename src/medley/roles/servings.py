@@ -21,7 +21,7 @@ from medley.protocol.hosting import (
 )
 from medley.protocol.ids import JobId, NodeId
 from medley.protocol.messages import EngineDown, EngineUp, Heartbeat, Hello, Leave, PeersSet, ShardStatus
-from medley.protocol.pipeline import STAGE
+from medley.protocol.stages.words import STAGE
 from medley.roles.context import NodeView, Shared
 from medley.roles.hosting import Hosting
 

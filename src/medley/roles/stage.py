@@ -11,7 +11,24 @@ from typing import assert_never
 
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
+from medley.protocol.stages.events import (
+    Arrived,
+    Body,
+    Compute,
+    Computed,
+    Do,
+    Forget,
+    Import,
+    Met,
+    Post,
+    Reject,
+    Said,
+    StageEffect,
+    StageEvent,
+    Tick,
+    Unjoined,
+)
+from medley.protocol.stages.words import (
     Alive,
     AskHeld,
     Drawn,
@@ -30,23 +47,6 @@ from medley.protocol.pipeline import (
     RequestId,
     Shadow,
     Unload,
-)
-from medley.protocol.serving import (
-    Arrived,
-    Body,
-    Compute,
-    Computed,
-    Do,
-    Forget,
-    Import,
-    Met,
-    Post,
-    Reject,
-    Said,
-    StageEffect,
-    StageEvent,
-    Tick,
-    Unjoined,
 )
 from medley.roles.stage_copies import Copies, bound
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Ended, Held, Hop, Missing, Pass, Replicate, RequestId, Row, Shadow
-from medley.protocol.serving import Export, Halt, Post, StageEffect
+from medley.protocol.stages.events import Export, Halt, Post, StageEffect
+from medley.protocol.stages.words import Ended, Held, Hop, Missing, Pass, Replicate, RequestId, Row, Shadow
 
 ASKED_MAX = 4096
 ASK_AGAIN_NS = 500_000_000

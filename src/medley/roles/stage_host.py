@@ -25,7 +25,7 @@ from medley.protocol.messages import (
     ToStage,
     Welcome,
 )
-from medley.protocol.pipeline import STAGE
+from medley.protocol.stages.words import STAGE
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import msgspec
 
 from medley.protocol.ids import JobId
 from medley.protocol.messages import Address, EngineDown, EngineUp, FromNode, Peers, Relay, Routes, ToNode
-from medley.protocol.pipeline import STAGE
+from medley.protocol.stages.words import STAGE
 from medley.runtimes.addresses import dialled_here, split
 from medley.runtimes.children.environment import GATE, TRANSPORT
 from medley.transports.identity import Credentials

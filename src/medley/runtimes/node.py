@@ -42,7 +42,7 @@ from medley.protocol.messages import (
     ToNode,
     Welcome,
 )
-from medley.protocol.pipeline import STAGE
+from medley.protocol.stages.words import STAGE
 from medley.protocol.wire import Envelope
 from medley.roles.shard import Shard
 from medley.roles.stage_host import StageHost

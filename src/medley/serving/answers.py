@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from medley.engines.sampling import Sampling, TokenLogprob
 from medley.engines.wording import Piece, Request, Telling, Wording
 from medley.protocol.errors import MedleyError
-from medley.protocol.pipeline import Draw
-from medley.protocol.serving import Asked, Emit, Fail, Gone
+from medley.protocol.stages.events import Asked, Emit, Fail, Gone
+from medley.protocol.stages.words import Draw
 from medley.serving.engine import Ticket
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from medley.engines.wording import Wording, load_words
@@ -17,9 +17,10 @@ from medley.models.described import Described
 from medley.policies.pipeline.describe import Link, Links, Objective, Wanted
 from medley.protocol.errors import UserError
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import WireType
+from medley.protocol.stages.words import WireType
 from medley.roles.front.front import Front
 from medley.roles.front.planning import FrontOptions, read_pins
+from medley.roles.front.request import BLOCK
 from medley.serving.front_host import Place
 from medley.serving.pipelined import Pipelined
 from medley.serving.weights_keeper import WeightsKeeper
@@ -46,6 +47,7 @@ class ServeOptions:
     expected: int = 1
     priority: int = 0
     wire: str = "auto"
+    threads: int = 0
     local: bool = False
 
 
@@ -63,7 +65,7 @@ def open_pipelined(
     source = open_source(model, whole=options.local)
     of = subject(str(source.directory), options.weights)
     check_pins(options.pins, of)
-    words = load_words(source.directory, source.name)
+    words = within(load_words(source.directory, source.name), options.kv_tokens)
     links = Links(LOCAL if options.local else FAR)
     wanted = Wanted(options.objective, options.kv_tokens)
     plain = model_text(source, options.weights)
@@ -73,14 +75,19 @@ def open_pipelined(
         pins, survive, expected = options.pins, options.survive, options.expected
         return Front(FrontOptions(plain, of.shape, wanted, front, links, wire, pins, survive, expected))
 
-    place = Place(source.name, host, encrypt, options.machines, options.priority)
+    place = Place(source.name, host, encrypt, options.machines, options.priority, options.threads)
     keeper = WeightsKeeper(source.stock, source.fingerprint)
     engine = Pipelined(words, place, make, keeper, operator, options.draft)
     return Served(source.name, words, engine)
 
 
+def within(words: Wording, kv_tokens: int) -> Wording:
+    """No context longer than the KV that stages keep room for: who leaves `max_tokens` out asks for all of it."""
+    return replace(words, context=min(words.context, kv_tokens // BLOCK * BLOCK))
+
+
 def model_text(source: WeightsSource, weights: str) -> str:
-    """What every stage is told of the model (`protocol.pipeline.Load`)."""
+    """What every stage is told of the model (`protocol.stages.words.Load`)."""
     config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
     small = weights in SMALL
     told = Described(

@@ -20,8 +20,7 @@ from medley.observe.logs import logger
 from medley.protocol.errors import FrameError, MedleyError, Unavailable
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Pass, pack, unpack
-from medley.protocol.serving import (
+from medley.protocol.stages.events import (
     Drain,
     Emit,
     Explain,
@@ -36,6 +35,7 @@ from medley.protocol.serving import (
     Suspect,
     Tick,
 )
+from medley.protocol.stages.words import Pass, pack, unpack
 from medley.roles.front.front import Front
 from medley.runtimes.children.plane import Admission, open_plane, peer_of
 from medley.runtimes.clock import SystemClock
@@ -63,6 +63,7 @@ class Place:
     encrypt: bool
     machines: tuple[str, ...] = ()
     priority: int = 0
+    threads: int = 0  # of each stage; 0: as each machine is set up
 
 
 class FrontHost:
@@ -132,6 +133,7 @@ class FrontHost:
             "key": self.address.key,
             "machines": list(self._place.machines),
             "priority": self._place.priority,
+            "threads": self._place.threads,
         }
         if self.job:
             wanted["job"] = self.job

@@ -16,7 +16,7 @@ from medley.concurrency import TaskGroup
 from medley.engines.wording import Request, Wording
 from medley.protocol.errors import MedleyError
 from medley.protocol.messages import Address
-from medley.protocol.serving import Drain, Emit, Fail, FrontEvent
+from medley.protocol.stages.events import Drain, Emit, Fail, FrontEvent
 from medley.roles.front.front import Front
 from medley.runtimes.clock import SystemClock
 from medley.serving.answers import Answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medley.protocol.ids import NS_PER_S
-from medley.protocol.pipeline import Hop
+from medley.protocol.stages.words import Hop
 from medley.roles.front.front import Front
 from medley.roles.front.machines import MachineView
 from medley.roles.front.pipeline import Pipeline
@@ -26,7 +26,7 @@ def shown(front: Front, tokens_per_s: float) -> dict[str, Any]:
 
 def _pipeline(pipeline: Pipeline, front: Front) -> dict[str, Any]:
     held = {part: node for (name, part), node in front.layouts.reserved.items() if name == pipeline.name}
-    spent = pipeline.spent_ns if len(pipeline.spent_ns) == len(pipeline.hops) else [0.0] * len(pipeline.hops)
+    spent = pipeline.pace.spent_ns if len(pipeline.pace.spent_ns) == len(pipeline.hops) else [0.0] * len(pipeline.hops)
     latency_s = pipeline.patience.latency_ns / NS_PER_S
     return {
         "name": pipeline.name,

@@ -54,6 +54,12 @@ class Times:
         slope = (self.batch8_s - self.batch1_s) / 7
         return max(self.batch1_s, self.batch1_s + (streams - 1) * slope)
 
+    def over(self, tokens: float) -> float:
+        """Seconds for so many tokens of one pass: lines through all three measurements."""
+        if tokens <= 8:
+            return self.batch1_s + max(0.0, tokens - 1) / 7 * (self.batch8_s - self.batch1_s)
+        return self.batch8_s + (tokens - 8) * max(0.0, self.prefill256_s - self.batch8_s) / (CHUNK_TOKENS - 8)
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:

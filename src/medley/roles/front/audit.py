@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from medley.protocol.ids import NS_PER_S, NodeId
-from medley.protocol.pipeline import AskHeld, Free, Held
-from medley.protocol.serving import FrontEffect, Post
+from medley.protocol.stages.events import FrontEffect, Post
+from medley.protocol.stages.words import AskHeld, Free, Held
 from medley.roles.front.machines import MachineView
 from medley.roles.front.pipeline import Numbers
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from medley.policies.pipeline.repair import Part
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Replicate
-from medley.protocol.serving import FrontEffect, Post
+from medley.protocol.stages.events import FrontEffect, Post
+from medley.protocol.stages.words import Replicate
 from medley.roles.front.planning import Parts
 from medley.roles.front.request import Request
 

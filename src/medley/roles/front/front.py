@@ -10,19 +10,7 @@ from collections import deque
 from typing import assert_never
 
 from medley.protocol.ids import NS_PER_S, NodeId
-from medley.protocol.pipeline import (
-    Alive,
-    Drawn,
-    Held,
-    Loaded,
-    Measured,
-    Refusal,
-    StageFailed,
-    StageStatus,
-    ToFront,
-    Unloaded,
-)
-from medley.protocol.serving import (
+from medley.protocol.stages.events import (
     Asked,
     Drain,
     Explain,
@@ -36,6 +24,18 @@ from medley.protocol.serving import (
     Reject,
     Suspect,
     Tick,
+)
+from medley.protocol.stages.words import (
+    Alive,
+    Drawn,
+    Held,
+    Loaded,
+    Measured,
+    Refusal,
+    StageFailed,
+    StageStatus,
+    ToFront,
+    Unloaded,
 )
 from medley.roles.front.audit import Audit
 from medley.roles.front.layouts import Layouts

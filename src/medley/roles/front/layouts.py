@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from medley.policies.pipeline.describe import Layout, StagePlan
-from medley.policies.pipeline.drift import moved, slowed
+from medley.policies.pipeline.drift import moved
 from medley.policies.pipeline.repair import Part, merged, repair, reserves
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
-from medley.protocol.serving.events import Explain, FrontEffect, Post
-from medley.protocol.serving.words import (
+from medley.protocol.stages.events import Explain, FrontEffect, Post
+from medley.protocol.stages.words import (
     AskHeld,
     Held,
     Hop,
@@ -29,6 +29,7 @@ from medley.protocol.serving.words import (
 )
 from medley.roles.front.change import Change
 from medley.roles.front.machines import Machines, MachineView
+from medley.roles.front.pace import as_seen, watch
 from medley.roles.front.pipeline import Numbers, Pipeline
 from medley.roles.front.planning import FrontOptions, Parts, parts_of, parts_of_plan, planned, runs
 
@@ -125,7 +126,7 @@ class Layouts:
     def measured(self, word: Measured) -> None:
         node = self.measures.pop(word.number, None)
         if node is not None and node in self.machines.known:
-            self.machines.known[node].measured = word
+            self.machines.known[node].was_measured(word)
 
     def loaded(self, word: Loaded, now_ns: int) -> list[FrontEffect]:
         load = self.loads.pop(word.number, None)
@@ -182,12 +183,17 @@ class Layouts:
         if self.options.pins or self.measures:
             return []
         for view in self.machines.usable(now_ns):
-            if view.measured is None:
+            if view.measured is None or (view.was_slow(now_ns) and not self._works(view.node)):
                 number = self.numbers.next()
                 self.measures[number] = view.node
                 self._unanswered[number] = Post(view.address, Measure(number, self.options.model))
                 return [self._unanswered[number]]
         return []
+
+    def _works(self, node: NodeId) -> bool:
+        """Or will, or is there for whoever does: it cannot be measured."""
+        parts = [part.machine for change in self.changes.values() for part in change.parts]
+        return node in {*parts, *self.reserved.values(), *(hop.node for p in self.pipelines for hop in p.hops)}
 
     def _say_again(self, now_ns: int) -> list[FrontEffect]:
         """Whoever has heard it already does nothing; a copy that nobody began is begun."""
@@ -461,7 +467,11 @@ class Layouts:
             return []
         if not {hop.node for hop in pipeline.hops} <= {v.node for v in usable}:
             return []  # one that works is distrusted: it could not take the reserve that it was to hold
-        machines = [slowed(view.described(), view.slowness) for view in usable]
+        paced = watch(pipeline.hops, pipeline.pace, self.machines.known, self.options.shape.layers, now_ns)
+        return [*paced, *self._better(pipeline, usable, now_ns)]
+
+    def _better(self, pipeline: Pipeline, usable: Sequence[MachineView], now_ns: int) -> list[FrontEffect]:
+        machines = as_seen(usable, [hop.node for hop in pipeline.hops])
         present = Layout((tuple(StagePlan(h.node, h.first, h.end) for h in pipeline.hops),))
         decision = moved(self.options.shape, machines, self.options.links, self.options.wanted, present)
         if decision.plan is None or len(decision.plan.layout.replicas) != 1:

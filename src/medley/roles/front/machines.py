@@ -13,11 +13,13 @@ from medley.policies.pipeline.describe import Machine, ModelShape, Times
 from medley.policies.pipeline.repair import Held
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Measured, StageStatus
+from medley.protocol.stages.words import Measured, StageStatus
 
 DISTRUST_NS = 5 * NS_PER_S  # after the first suspicion; doubled with each
 DISTRUST_MOST_NS = 600 * NS_PER_S
 FORGIVEN_NS = 60 * NS_PER_S  # so long after the end of its distrust it begins at the first suspicion again
+SLOW_ONCE_NS = 60 * NS_PER_S  # after a slow machine has lost its layers, until it is measured again
+SLOW = 1.25
 KEPT_FREE = 0.2  # of a machine's memory, for its owner
 
 
@@ -32,13 +34,22 @@ class MachineView:
     loaded: set[int] = field(default_factory=set)
     measured: Measured | None = None
     status: StageStatus | None = None
-    slowness: float = 1.0
+    slowness: float = 1.0  # than when it was measured, while it serves
+    told_slowness: float = 1.0
+    paced_ns: int = 0  # when that was seen last
     suspicions: int = 0
     distrusted_ns: int = 0
     draining: bool = False
 
     def usable(self, now_ns: int) -> bool:
         return self.up and now_ns >= self.distrusted_ns and not self.draining
+
+    def was_slow(self, now_ns: int) -> bool:
+        """When it served last, a while ago: that may be over."""
+        return self.slowness > SLOW and now_ns - self.paced_ns > SLOW_ONCE_NS
+
+    def was_measured(self, word: Measured) -> None:
+        self.measured, self.slowness, self.told_slowness = word, 1.0, 1.0
 
     def described(self) -> Machine:
         assert self.measured is not None

@@ -17,7 +17,8 @@ from medley.policies.pipeline.drafting import MOST
 from medley.policies.pipeline.patience import Patience
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
+from medley.protocol.stages.events import Emit, Explain, Fail, FrontEffect, Post
+from medley.protocol.stages.words import (
     Alive,
     AskHeld,
     Drawn,
@@ -31,7 +32,7 @@ from medley.protocol.pipeline import (
     Row,
     WireType,
 )
-from medley.protocol.serving import Emit, Explain, Fail, FrontEffect, Post
+from medley.roles.front.pace import Pace
 from medley.roles.front.prefixes import Prefixes
 from medley.roles.front.request import Request
 from medley.roles.front.walks import Walk, Walks, silent
@@ -95,7 +96,7 @@ class Pipeline:
         self.queue: deque[Request] = deque()
         self.flying: dict[int, Batch] = {}
         self.patience = Patience()
-        self.spent_ns: list[float] = []  # of each hop, for a decoding batch
+        self.pace = Pace()
         self.emitted = 0
         self.recomputed = 0
         self._prefixes = Prefixes()
@@ -173,7 +174,7 @@ class Pipeline:
         return out
 
     def _groups(self) -> int:
-        return groups_in_flight(len(self.hops), self.patience.latency_ns, max(self.spent_ns, default=0.0))
+        return groups_in_flight(len(self.hops), self.patience.latency_ns, max(self.pace.spent_ns, default=0.0))
 
     def _rows(self) -> list[Flight]:
         waiting = sorted((r for r in self.requests.values() if not r.waiting and r.backlog > 0), key=lambda r: r.turn)
@@ -226,7 +227,7 @@ class Pipeline:
         self.patience.saw(batch.tokens, now_ns - max(batch.sent_ns, self._last_ns), now_ns - batch.sent_ns)
         self._last_ns = now_ns
         if batch.tokens <= len(batch.rows) * 2:
-            self._note_spent(word.spent_ns)
+            self.pace.saw(word.spent_ns, batch.tokens)
         out: list[FrontEffect] = []
         place = 0
         for flight in batch.rows:
@@ -234,10 +235,6 @@ class Pipeline:
             place += flight.row.samples
             out += self._taken(flight, draws)
         return out
-
-    def _note_spent(self, spent_ns: tuple[int, ...]) -> None:
-        old = self.spent_ns if len(self.spent_ns) == len(spent_ns) else list(map(float, spent_ns))
-        self.spent_ns = [a + 0.2 * (b - a) for a, b in zip(old, spent_ns, strict=True)]
 
     def _taken(self, flight: Flight, draws: tuple[object, ...]) -> list[FrontEffect]:
         request = flight.request
@@ -289,7 +286,7 @@ class Pipeline:
         self.generation = self._numbers.next()
         old, self.hops, self.state = self._nodes(), hops, "asking"
         self.flying.clear()
-        self.spent_ns = []
+        self.pace = Pace()
         self.down_ns, self._plain = 0, False
         self.walks.stop()
         self._frees += self._prefixes.clear()

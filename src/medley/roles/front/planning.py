@@ -15,7 +15,7 @@ from medley.policies.pipeline.planner import plan
 from medley.policies.pipeline.repair import Part
 from medley.protocol.errors import UserError
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Hop, WireType
+from medley.protocol.stages.words import Hop, WireType
 from medley.roles.front.machines import MachineView
 
 Parts = tuple[Part, ...]

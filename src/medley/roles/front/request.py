@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from medley.policies.pipeline.drafting import Drafter
-from medley.protocol.pipeline import Draw, Opening
-from medley.protocol.serving import Asked
+from medley.protocol.stages.events import Asked
+from medley.protocol.stages.words import Draw, Opening
 
 BLOCK = 256  # tokens by which KV grows on a stage
 

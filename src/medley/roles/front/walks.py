@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medley.protocol.ids import NS_PER_MS, NS_PER_S
-from medley.protocol.pipeline import Hop
+from medley.protocol.stages.words import Hop
 
 FLOOR_NS = 300 * NS_PER_MS
 TIMES = 6.0  # what others took

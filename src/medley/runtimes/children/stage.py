@@ -19,8 +19,8 @@ from medley.engines.stage_threads import use_threads
 from medley.observe.logs import logger
 from medley.protocol.engine import Command, Opened, OpenStage, PeersKnown, SetPeers
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import StageStatus
-from medley.protocol.serving import Met
+from medley.protocol.stages.events import Met
+from medley.protocol.stages.words import StageStatus
 from medley.roles.stage import Stage
 from medley.runtimes.children.environment import compute_factor, encrypted, host
 from medley.runtimes.children.plane import Admission, open_plane

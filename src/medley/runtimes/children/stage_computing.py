@@ -18,10 +18,9 @@ from medley.engines.stage import StageEngine
 from medley.engines.stage_refusals import Gap, Refused, StageRefusal
 from medley.engines.stage_wire import decode_hidden, decode_kv, decode_tokens, encode_hidden, sampling_of
 from medley.observe.logs import logger
-from medley.protocol import serving
 from medley.protocol.ids import NS_PER_S
-from medley.protocol.pipeline import AskHeld, Held, Load, Measure, Pass, Position, RequestId, Unload, tokens_of
-from medley.protocol.serving import (
+from medley.protocol.stages import events as serving
+from medley.protocol.stages.events import (
     Compute,
     Computed,
     Do,
@@ -37,6 +36,7 @@ from medley.protocol.serving import (
     StageEvent,
     Unjoined,
 )
+from medley.protocol.stages.words import AskHeld, Held, Load, Measure, Pass, Position, RequestId, Unload, tokens_of
 from medley.roles.stage import Stage
 from medley.runtimes.children.stage_copying import Copying
 from medley.runtimes.children.stage_inbox import Inbox, Item, Sender

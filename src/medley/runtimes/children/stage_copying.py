@@ -13,8 +13,8 @@ from medley.engines.stage import StageEngine
 from medley.engines.stage_refusals import StageRefusal
 from medley.engines.stage_wire import encode_kv
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import RequestId, Shadow
-from medley.protocol.serving import Export, Halt
+from medley.protocol.stages.events import Export, Halt
+from medley.protocol.stages.words import RequestId, Shadow
 from medley.runtimes.children.stage_inbox import Sender
 
 PIECE_NBYTES = 1 << 18

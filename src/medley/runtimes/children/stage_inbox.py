@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 from medley.protocol.errors import FrameError, UserError
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Layout, Pass, Probe, ToStage, Word, body_nbytes, pack, unpack
-from medley.protocol.serving import Arrived, StageEvent
+from medley.protocol.stages.events import Arrived, StageEvent
+from medley.protocol.stages.words import Layout, Pass, Probe, ToStage, Word, body_nbytes, pack, unpack
 from medley.roles.stage import NOBODY, probed
 from medley.runtimes.children.plane import peer_of
 from medley.transports.tensors.contract import Buffer, Peer

@@ -21,8 +21,8 @@ from medley.models.memory import available_nbytes, readable
 from medley.models.weightfiles import Tensors
 from medley.protocol.errors import MedleyError, UserError
 from medley.protocol.ids import NS_PER_S
-from medley.protocol.pipeline import Load, Loaded, Measure, Measured, StageFailed, ToFront, Unload, Unloaded
-from medley.protocol.serving import Said
+from medley.protocol.stages.events import Said
+from medley.protocol.stages.words import Load, Loaded, Measure, Measured, StageFailed, ToFront, Unload, Unloaded
 from medley.runtimes.children.stage_inbox import Inbox
 from medley.runtimes.clock import SystemClock
 

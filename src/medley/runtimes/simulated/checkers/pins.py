@@ -10,8 +10,8 @@ from medley.protocol import messages as m
 from medley.protocol.effects import Close, Effect, Persist, Send
 from medley.protocol.events import Event, Expel, Heard, Lost
 from medley.protocol.ids import Generation, JobId, NodeId, Version
-from medley.protocol.pipeline import STAGE
 from medley.protocol.records import Placed, Promoted
+from medley.protocol.stages.words import STAGE
 from medley.runtimes.simulated.checkers.book import Book
 from medley.runtimes.simulated.checkers.violation import Violation
 from medley.runtimes.simulated.watch import COORDINATOR, Watcher

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from medley.protocol.pipeline import Drawn, Layout, Pass, Refusal
-from medley.protocol.serving import (
+from medley.protocol.stages.events import (
     Arrived,
     Asked,
     Compute,
@@ -22,6 +21,7 @@ from medley.protocol.serving import (
     StageEffect,
     StageEvent,
 )
+from medley.protocol.stages.words import Drawn, Layout, Pass, Refusal
 from medley.runtimes.simulated.checkers.violation import Violation
 from medley.runtimes.simulated.serving.text import POISON, Reference
 from medley.runtimes.simulated.serving.watch import ServingWatcher

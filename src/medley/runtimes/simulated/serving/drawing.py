@@ -7,7 +7,7 @@ from random import Random
 
 from medley.policies.pipeline.describe import Link, Links, Machine, ModelShape, Wanted
 from medley.protocol.conditions import Conditions
-from medley.protocol.serving import Asked
+from medley.protocol.stages.events import Asked
 from medley.runtimes.simulated.kernel import MS, S
 from medley.runtimes.simulated.serving.setup import Client, Host, ServingSetup, even
 from medley.runtimes.simulated.serving.text import CIRCLE, END, POISON

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medley.engines.stage_refusals import Gap, NoRoom, NotFinite, Refused
-from medley.protocol.pipeline import Draw, Opening, RequestId, Row
+from medley.protocol.stages.words import Draw, Opening, RequestId, Row
 from medley.runtimes.simulated.serving.text import POISON, Entry, Hidden, drawn, embedded, through
 
 STEP = 256  # positions by which a cache grows

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Draw, Word
-from medley.protocol.serving import (
+from medley.protocol.stages.events import (
     Asked,
     Emit,
     Explain,
@@ -26,6 +25,7 @@ from medley.protocol.serving import (
     Suspect,
     Tick,
 )
+from medley.protocol.stages.words import Draw, Word
 from medley.roles.front.front import Front
 from medley.roles.front.planning import FrontOptions
 from medley.runtimes.simulated.kernel import MS
@@ -59,7 +59,7 @@ class FrontProcess:
         self.ended = 0  # of them
 
     def start(self) -> None:
-        self.world.wires.listen(self.address, FRONT, self.arrive)
+        self.world.wires.listen(self.address, self.world.setup.front_at, self.arrive)
         self.world.kernel.after(TICK_NS, self._tick)
 
     def ask(self, client: Client) -> None:
@@ -88,7 +88,7 @@ class FrontProcess:
     def _do(self, effect: FrontEffect) -> None:
         match effect:
             case Post(to, word, body):
-                self.world.wires.post(self.address, FRONT, to, word, body)
+                self.world.wires.post(self.address, self.world.setup.front_at, to, word, body)
             case Emit(request, draws, finish):
                 self._emitted(request, draws, finish)
             case Fail(request, reason):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from medley.policies.pipeline.describe import Link, Links, Machine, ModelShape, Times, Wanted
 from medley.protocol.conditions import Conditions
 from medley.protocol.ids import NodeId
-from medley.protocol.pipeline import WireType
-from medley.protocol.serving import Asked
+from medley.protocol.stages.events import Asked
+from medley.protocol.stages.words import WireType
 
 FRONT = "front"  # where the front lives: a place in the network like any machine
 
@@ -50,6 +50,7 @@ class ServingSetup:
     wire: WireType = "bf16"
     positions: int = 1024
     front: Conditions = field(default_factory=Conditions)
+    front_at: NodeId = FRONT  # or a machine: the front lives there
     links: Links = field(default_factory=lambda: Links(Link(0.0002, 1e12)))
     bits: bool = False
     boot_ns: int = 1_000_000_000

@@ -13,28 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from medley.engines.stage_refusals import NoRoom, StageRefusal
 from medley.policies.pipeline.describe import Times
+from medley.policies.pipeline.drift import slowed
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
-    AskHeld,
-    Held,
-    Layout,
-    Load,
-    Loaded,
-    Measure,
-    Measured,
-    Pass,
-    Position,
-    Probe,
-    Shadow,
-    StageFailed,
-    StageStatus,
-    Unload,
-    Unloaded,
-    Word,
-    tokens_of,
-)
-from medley.protocol.serving import (
+from medley.protocol.stages.events import (
     Arrived,
     Compute,
     Computed,
@@ -52,6 +34,25 @@ from medley.protocol.serving import (
     StageEffect,
     StageEvent,
     Unjoined,
+)
+from medley.protocol.stages.words import (
+    AskHeld,
+    Held,
+    Layout,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    Pass,
+    Position,
+    Probe,
+    Shadow,
+    StageFailed,
+    StageStatus,
+    Unload,
+    Unloaded,
+    Word,
+    tokens_of,
 )
 from medley.roles.stage import NOBODY, Stage, probed
 from medley.runtimes.simulated.kernel import MS, S
@@ -312,7 +313,7 @@ class StageProcess:
         self._say(Loaded(word.number, word.first, word.end, nbytes, seconds))
 
     def _measured(self, word: Measure) -> None:
-        m = self.host.measured
+        m = slowed(self.host.measured, self.slowness)
         layer, head = m.layer, m.head
         self._say(
             Measured(

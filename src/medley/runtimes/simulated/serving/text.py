@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medley.protocol.pipeline import Draw, Opening
-from medley.protocol.serving import Asked
+from medley.protocol.stages.events import Asked
+from medley.protocol.stages.words import Draw, Opening
 
 END = 0
 CIRCLE = 7  # tokens 1 to 7 follow each other, mostly

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from medley.protocol.serving import Compute, FrontEffect, FrontEvent, StageEffect, StageEvent
+from medley.protocol.stages.events import Compute, FrontEffect, FrontEvent, StageEffect, StageEvent
 
 if TYPE_CHECKING:
     from medley.runtimes.simulated.serving.stage import StageProcess

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from medley.policies.pipeline.describe import ModelShape
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import Pass, Shadow, Word, body_nbytes, pack, unpack
+from medley.protocol.stages.words import Pass, Shadow, Word, pack, tokens_of, unpack
 from medley.runtimes.simulated.kernel import MS, S
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Wires:
             return
         for _ in range(2 if world.chance("post twice", kind) else 1):
             late_ns = world.late_ns() if world.chance("post late", kind) else 0
-            self._send(way, to, data, body, len(data) + nbytes_behind(word), late_ns)
+            self._send(way, to, data, body, len(data) + nbytes_behind(word, world.setup.shape), late_ns)
 
     def _send(self, way: Way, to: Address, data: bytes, body: Any, nbytes: int, late_ns: int) -> None:
         kernel, network = self.world.kernel, self.world.network
@@ -121,11 +122,13 @@ class Wires:
         way.held = []
 
 
-def nbytes_behind(word: Word) -> int:
+def nbytes_behind(word: Word, shape: ModelShape) -> int:
     match word:
+        case Pass(wire="tokens"):
+            return 4 * tokens_of(word)
         case Pass():
-            return body_nbytes(word)
+            return shape.wire_nbytes * tokens_of(word)
         case Shadow():
-            return 2 * word.count * (word.end - word.first) * word.groups * word.width * 2
+            return shape.kv_nbytes * word.count * (word.end - word.first)
         case _:
             return 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.serving import (
+from medley.protocol.stages.events import (
     Compute,
     Drain,
     Explain,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.pipeline import (
+from medley.protocol.stages.words import (
     AskHeld,
     Draw,
     Load,
