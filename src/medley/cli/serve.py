@@ -146,18 +146,16 @@ def _machines(
         with _local(model, given) as found:
             yield found
         return
-    from medley.runtimes.addresses import route_to, split
     from medley.serving.fleet import ServeOptions
 
     with asking.client() as client:
         status = client.ask("status")
     _check_names(given["pin"], given["machines"], [node["node"] for node in status["nodes"]])
-    control = split(status["addresses"]["control"])[0]
     names = _names(given["machines"])
     expected = len(names) or max(1, sum(node["connected"] for node in status["nodes"]))
     yield (
         ServeOptions(**_common(given), machines=names, expected=expected, pins=given["pin"]),
-        route_to(control),
+        str(status["reachable"]),
         bool(status["encrypts"]),
         asking.client,
     )

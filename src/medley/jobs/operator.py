@@ -232,6 +232,7 @@ class Operator:
             "term": host.term,
             "version": __version__,
             "encrypts": host.options.encrypt,
+            "reachable": host.names[0],
             "uptime_s": (host.clock.now_ns() - host.began_ns) / NS_PER_S,
             "nodes": [self.describe_node(v) for v in host.role.pool.values()],
             "jobs": [self.describe(run) for run in host.role.runs.values()],

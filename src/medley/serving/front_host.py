@@ -85,6 +85,7 @@ class FrontHost:
         self._peers: dict[Address, Peer] = {}
         self._machines: dict[NodeId, Address] = {}
         self._leaving: set[NodeId] = set()
+        self._since: dict[NodeId, int] = {}  # which engine of each
         self._loop: asyncio.AbstractEventLoop | None = None
         self._admission = Admission()
         self._events: asyncio.Queue[FrontEvent] = asyncio.Queue()
@@ -181,7 +182,7 @@ class FrontHost:
 
     async def _suspect(self, operator: OperatorClient, node: NodeId, reason: str) -> None:
         self._machines.pop(node, None)
-        question = {"job": self.job, "machine": node, "reason": reason}
+        question = {"job": self.job, "machine": node, "since": self._since.get(node, 0), "reason": reason}
         try:
             await asyncio.to_thread(operator.ask, "serve_suspect", question)
         except MedleyError as error:
@@ -246,6 +247,7 @@ class FrontHost:
                 self._leaving.add(machine["name"])
                 self.post(Drain(machine["name"]))
         self._leaving &= set(machines)
+        self._since = {machine["name"]: int(machine["since"]) for machine in news["machines"]}
         self._machines = machines
 
     async def _note(self, operator: OperatorClient) -> None:
