@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 TOKENS = 8  # that oneDNN is told to expect; the order it answers with serves any number
-# Its kernels read weights a third faster for 4 to 6 rows than for fewer (AVX512, whether bf16 or int8; bench/decode.py).
+# Its kernels read weights a third faster for 4 to 6 rows than for fewer (AVX512, bf16 and int8 alike).
 FEW, ROWS = 4, 6
 
 
