@@ -22,6 +22,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory)
 
 
+@pytest.fixture
+def pool(canned: Canned) -> Canned:
+    """With what a front asks of a coordinator's status besides."""
+    canned.answers["status"] = {**canned.answers["status"], "encrypts": False, "reachable": "127.0.0.1"}  # type: ignore[dict-item]
+    return canned
+
+
 def refused(cli: Cli, *words: str) -> str:
     status, out, err = cli("serve", *words, "--port", "0")
     assert (status, out) == (2, "")
@@ -89,13 +96,11 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(cli: Cli, model: st
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
-def test_machines_are_those_of_the_pool(cli: Cli, canned: Canned, model: str, words: list[str], says: str) -> None:
-    canned.answers["status"] = {**canned.answers["status"], "encrypts": False}  # type: ignore[dict-item]
+def test_machines_are_those_of_the_pool(cli: Cli, pool: Canned, model: str, words: list[str], says: str) -> None:
     assert says in refused(cli, model, "--pool", *words)
 
 
-def test_what_the_coordinator_refuses_is_one_sentence_too(cli: Cli, canned: Canned, model: str) -> None:
-    canned.answers["status"] = {**canned.answers["status"], "encrypts": False}  # type: ignore[dict-item]
+def test_what_the_coordinator_refuses_is_one_sentence_too(cli: Cli, pool: Canned, model: str) -> None:
     assert "a coordinator cannot be asked 'serve_begin'" in refused(cli, model, "--pool")
 
 
