@@ -174,7 +174,7 @@ class Pipeline:
         return out
 
     def _groups(self) -> int:
-        return groups_in_flight(len(self.hops), self.patience.latency_ns, max(self.pace.spent_ns, default=0.0))
+        return groups_in_flight(len(self.hops), self.pace.alone_ns, max(self.pace.spent_ns, default=0.0))
 
     def _rows(self) -> list[Flight]:
         waiting = sorted((r for r in self.requests.values() if not r.waiting and r.backlog > 0), key=lambda r: r.turn)
@@ -227,7 +227,7 @@ class Pipeline:
         self.patience.saw(batch.tokens, now_ns - max(batch.sent_ns, self._last_ns), now_ns - batch.sent_ns)
         self._last_ns = now_ns
         if batch.tokens <= len(batch.rows) * 2:
-            self.pace.saw(word.spent_ns, batch.tokens)
+            self.pace.saw(word.spent_ns, batch.tokens, now_ns - batch.sent_ns)
         out: list[FrontEffect] = []
         place = 0
         for flight in batch.rows:
