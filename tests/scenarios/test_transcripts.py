@@ -37,7 +37,7 @@ def play(path: Path) -> None:
         sign, _, rest = line.partition(" ")
         if sign == "<":
             assert waiting, f"{path.name}:{number}: nothing follows any more from {where!r}; expected {rest!r}"
-            waiting = _expect(waiting, rest, f"{path.name}:{number}")
+            waiting = expect(waiting, rest, f"{path.name}:{number}")
             continue
         left = [f"{who} {what}" for who, what in waiting if who != "why"]
         assert not left, f"{path.name}:{number}: from {where!r} there also followed:\n  " + "\n  ".join(left)
@@ -57,7 +57,7 @@ def play(path: Path) -> None:
     assert not left, f"{path.name}: from {where!r} there also followed:\n  " + "\n  ".join(left)
 
 
-def _expect(waiting: list[tuple[str, str]], rest: str, where: str) -> list[tuple[str, str]]:
+def expect(waiting: list[tuple[str, str]], rest: str, where: str) -> list[tuple[str, str]]:
     who, _, what = rest.partition(" ")
     what = " ".join(what.split())
     if who == "why":

@@ -112,8 +112,8 @@ class Network:
         return self._path(source, target, kind).rtt_ns
 
     def occupied_ns(self, source: NodeId, target: NodeId, kind: str, nbytes: int) -> int:
-        """For how long so many bytes take the narrower end, so that the next ones wait."""
-        return int(nbytes / self._path(source, target, kind).bytes_per_s * S)
+        """For how long so many bytes take what one TCP stream reaches, so that the next ones wait."""
+        return int(nbytes / self._path(source, target, kind).stream_bytes_per_s * S)
 
     def delay_ns(self, source: NodeId, target: NodeId, kind: str, nbytes: int) -> int:
         """Until a message of a reliable stream is there, lost packets and closed windows included."""

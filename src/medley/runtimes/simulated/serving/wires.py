@@ -81,7 +81,7 @@ class Wires:
             taken_ns = network.occupied_ns(way.source, way.target, "ps_sync", nbytes)
             free_ns = max(kernel.now, self._busy.get(link, 0))
             self._busy[link] = free_ns + taken_ns
-            delay_ns = free_ns - kernel.now + network.delay_ns(way.source, way.target, "ps_sync", nbytes)
+            delay_ns = self._busy[link] - kernel.now + network.delay_ns(way.source, way.target, "ps_sync", 0)
         due = max(kernel.now + delay_ns + late_ns, way.last_ns + 1)
         way.last_ns = due
         kernel.at(due, self._arrive, way, way.life, to, data, body)
