@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from medley.models.pages import in_large_pages
+
 TOKENS = 8  # that oneDNN is told to expect; the order it answers with serves any number
 # Its kernels read weights a third faster for 4 to 6 rows than for fewer (AVX512, bf16 and int8 alike).
 FEW, ROWS = 4, 6
@@ -21,7 +23,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.nbytes = linear.weight.nbytes
         # No parameter: it has neither strides nor storage that anything but the kernel could use.
-        self._weight_NK = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data, TOKENS)
+        self._weight_NK = in_large_pages(torch.ops.mkldnn._reorder_linear_weight(linear.weight.data, TOKENS))
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medley.models.packed_linear import with_rows
+from medley.models.pages import in_large_pages
 from medley.models.slices import Transform
 from medley.protocol.errors import UserError, did_you_mean
 
@@ -32,7 +33,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         quantised_NK, scale_N = _int8(linear.weight.data)
-        self.weight_NK = nn.Buffer(quantised_NK)
+        self.weight_NK = nn.Buffer(in_large_pages(quantised_NK))
         self.scale_N = nn.Buffer(scale_N)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
 
@@ -72,7 +73,7 @@ class HalvesInt8Linear(nn.Module):
         quantised_NK, scale_N = _int8(linear.weight.data)
         self.halves = halves
         # No buffer: oneDNN's order has neither strides nor storage that anything but its kernel could use.
-        self._packed = torch.ops.onednn.qlinear_prepack(quantised_NK, None)
+        self._packed = in_large_pages(torch.ops.onednn.qlinear_prepack(quantised_NK, None))
         self.scale_N = nn.Buffer(scale_N.float())
         self.zero_N = nn.Buffer(torch.zeros(len(scale_N), dtype=torch.int32))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
@@ -109,7 +110,7 @@ class Int4Linear(nn.Module):
         offset_NG = (low_NG + scale_NG.float() * 8).bfloat16()
         steps = (grouped_NGg - offset_NG.float()[..., None]) / scale_NG.float()[..., None]
         nibbles_NK = (steps.round() + 8).clamp(0, 15).to(torch.int32).reshape(weight_NK.shape)
-        self.packed = nn.Buffer(torch._convert_weight_to_int4pack_for_cpu(nibbles_NK, 1))
+        self.packed = nn.Buffer(in_large_pages(torch._convert_weight_to_int4pack_for_cpu(nibbles_NK, 1)))
         self.scales_GN2 = nn.Buffer(torch.stack([scale_NG.t(), offset_NG.t()], dim=-1).contiguous())
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
 
