@@ -75,6 +75,7 @@ def serving() -> dict[str, Any]:
     pipeline = {
         "name": "p0", "state": "serving", "generation": 4, "requests": 5, "queue": 1, "in_flight": 3, "tokens": 8123,
         "recomputed": 0, "latency_s": 0.0631, "link_s": 0.0032, "hops": hops,
+        "links": [{"rtt_s": 0.0004, "bytes_per_s": 110e6}, None],
     }  # fmt: skip
     machines = [
         machine("desktop-1", range(9), 0.93, 2), machine("laptop-anna", range(9, 16), 0.88, 1),

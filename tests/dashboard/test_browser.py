@@ -56,7 +56,9 @@ def test_a_served_model_is_a_row_of_stages(tab: Tab, page: Shown) -> None:
     assert "tinyllama-1.1b serving 47.3 tokens/s" in " ".join(text(tab, "#servings").split())
     first = " ".join(text(tab, "#servings .stage:first-child").split())
     assert first.startswith("desktop-1 layers 0–8 pass 19.8 ms busy 93 % queue 2 KV 13.2 MiB memory 1.7 GiB")
+    assert first.endswith("reserve desktop-2 to the next 0.4 ms, 104.9 MiB/s")
     assert count(tab, "#servings .stage") == 3
+    assert text(tab, "#servings").count("to the next") == 1
     assert "desktop-2 (holds layers 0-15), spot-17 (away)" in text(tab, "#servings")
     assert "laptop-anna, in reserve, goes on after 0.4 s" in text(tab, "#servings .decisions")
     page.publish({"kind": "servings", "servings": []})

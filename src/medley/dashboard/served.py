@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -29,6 +30,12 @@ class NotedHop:
 
 
 @dataclass(frozen=True, slots=True)
+class NotedLink:
+    rtt_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class NotedPipeline:
     name: str
     state: str
@@ -40,6 +47,7 @@ class NotedPipeline:
     recomputed: int = 0
     latency_s: float = 0.0
     link_s: float = 0.0
+    links: tuple[NotedLink | None, ...] = ()  # from each stage to the next, where it was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +128,14 @@ def _pipeline(pipeline: NotedPipeline, machines: Mapping[str, NotedMachine]) -> 
         "recomputed": pipeline.recomputed,
         "latency_s": pipeline.latency_s,
         "link_s": pipeline.link_s,
-        "stages": [_stage(hop, machines.get(hop.machine, NotedMachine(hop.machine))) for hop in pipeline.hops],
+        "stages": [
+            _stage(hop, machines.get(hop.machine, NotedMachine(hop.machine)), link)
+            for hop, link in zip_longest(pipeline.hops, pipeline.links[: len(pipeline.hops)])
+        ],
     }
 
 
-def _stage(hop: NotedHop, machine: NotedMachine) -> Shown:
+def _stage(hop: NotedHop, machine: NotedMachine, link: NotedLink | None) -> Shown:
     return {
         "machine": hop.machine,
         "first": hop.first,
@@ -135,6 +146,8 @@ def _stage(hop: NotedHop, machine: NotedMachine) -> Shown:
         "kv_nbytes": machine.kv_nbytes,
         "memory_nbytes": machine.memory_nbytes,
         "reserve": hop.reserve,
+        "rtt_s": link.rtt_s if link else None,
+        "bytes_per_s": link.bytes_per_s if link else None,
     }
 
 

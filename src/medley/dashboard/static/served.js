@@ -29,7 +29,7 @@ function facts(pairs) {
   return list;
 }
 
-function stageBox(stage) {
+function stageBox(stage, last) {
   const box = element("li", "stage");
   const head = element("div", "stage-head");
   head.append(element("b", "", stage.machine), element("span", "", `layers ${stage.first}–${stage.last}`));
@@ -37,14 +37,15 @@ function stageBox(stage) {
   busy.max = 1;
   busy.value = stage.busy;
   busy.title = `busy ${Math.round(100 * stage.busy)} % of the last second`;
-  box.append(head, busy, facts([
+  const pairs = [
     ["pass", ms(stage.pass_s)],
     ["busy", `${Math.round(100 * stage.busy)} %`],
     ["queue", String(stage.queue)],
     ["KV", nbytes(stage.kv_nbytes)],
     ["memory", nbytes(stage.memory_nbytes)],
     ["reserve", stage.reserve || "none"],
-  ]));
+  ];
+  box.append(head, busy, facts(last || stage.rtt_s === null ? pairs : [...pairs, ["to the next", `${ms(stage.rtt_s)}, ${nbytes(stage.bytes_per_s)}/s`]]));
   return box;
 }
 
@@ -62,7 +63,7 @@ function pipelineRow(pipeline) {
   state.dataset.state = pipeline.state;
   head.append(element("b", "", pipeline.name), " ", state, ` ${words.join(" · ")}`);
   const stages = element("ol", "stages");
-  stages.append(...pipeline.stages.map(stageBox));
+  stages.append(...pipeline.stages.map((stage, i) => stageBox(stage, i === pipeline.stages.length - 1)));
   box.append(head, stages);
   return box;
 }
