@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -83,8 +84,11 @@ class Bench:
 
 def rate(bench: Rig, tokens: int) -> float:
     """Tokens a second of one stream, the first one left out."""
-    told = asyncio.run(bench.ask(PROMPT, greedy(tokens)))
-    return (len(told.at_s) - 1) / (told.at_s[-1] - told.at_s[0])
+    return per_second(asyncio.run(bench.alone(PROMPT, greedy(tokens))))
+
+
+def per_second(at_s: list[float]) -> float:
+    return (len(at_s) - 1) / (at_s[-1] - at_s[0])
 
 
 async def _many(bench: Rig, streams: int, tokens: int) -> float:
@@ -128,8 +132,7 @@ def prefill(bench: Bench) -> dict[str, Any]:
 
     def first_s(number: int) -> float:
         began = time.monotonic()
-        told = asyncio.run(two.ask([5 + number, *prompt], greedy(1)))
-        return told.at_s[0] - began
+        return asyncio.run(two.alone([5 + number, *prompt], greedy(1)))[0] - began
 
     with bench.over(layers, 2, threads=1) as two:
         pipeline = two.engine.host.front.pipelines[0]  # type: ignore[union-attr]
@@ -152,8 +155,7 @@ def draft(bench: Bench) -> dict[str, Any]:
     layers = min(bench.layers, 4)
 
     def turn(pipe: Rig) -> float:
-        told = asyncio.run(pipe.ask(REPEATS, greedy(3 * bench.tokens)))
-        return (len(told.at_s) - 1) / (told.at_s[-1] - told.at_s[0])
+        return per_second(asyncio.run(pipe.alone(REPEATS, greedy(3 * bench.tokens))))
 
     with bench.over(layers, 2) as plain, bench.over(layers, 2, draft=True) as drafting:
         _delay(plain)
@@ -226,15 +228,18 @@ def _killed(bench: Rig) -> tuple[float, float]:
     """(pause, until the front knew)."""
     at: dict[str, float] = {}
 
-    def hurt(tokens: int) -> None:
-        if tokens == 64:
-            victim = bench.note()["pipelines"][0]["hops"][1]["machine"]
-            at["killed"] = time.time()
-            os.kill(bench.stages()[victim], signal.SIGKILL)
+    async def struck() -> list[float]:
+        asked = asyncio.ensure_future(bench.alone(PROMPT, greedy(96)))
+        while len(bench.emitted) < 64:
+            await asyncio.sleep(0.001)
+        victim = bench.note()["pipelines"][0]["hops"][1]["machine"]
+        at["killed"] = time.time()
+        os.kill(bench.stages()[victim], signal.SIGKILL)
+        return await asked
 
-    told = asyncio.run(bench.ask(PROMPT, greedy(96), hurt))
+    times = asyncio.run(struck())
     knew = [d["wall_s"] for d in bench.engine.host.decisions if "is gone" in d["text"] and d["wall_s"] > at["killed"]]
-    return told.pause_s, min(knew) - at["killed"]
+    return max(b - a for a, b in itertools.pairwise(times)), min(knew) - at["killed"]
 
 
 FIGURES: dict[str, Callable[[Bench], dict[str, Any]]] = {

@@ -21,6 +21,7 @@ from bench.killing import processes
 
 from medley.engines.sampling import Sampling
 from medley.engines.wording import Request
+from medley.protocol.stages.events import Emit, Fail, FrontEvent
 from medley.runtimes.local import Pool
 from medley.serving.engine import Ticket
 from medley.serving.fleet import Served, ServeOptions, open_pipelined
@@ -78,6 +79,15 @@ class Rig:
 
     def __init__(self, pool: Pool, served: Served) -> None:
         self.pool, self.engine, self.words = pool, served.engine, served.words
+        self.emitted: list[float] = []  # when each token of anybody reached the front
+        told = self.engine.host._told
+
+        def tapped(effect: Emit | Fail) -> list[FrontEvent]:
+            if isinstance(effect, Emit):
+                self.emitted += [time.monotonic()] * len(effect.draws)
+            return told(effect)
+
+        self.engine.host._told = tapped
 
     @property
     def attached(self) -> Attached:
@@ -95,6 +105,12 @@ class Rig:
                     watch(len(told.tokens))
             told.finish = piece.finish or told.finish
         return told
+
+    async def alone(self, prompt: Sequence[int], sampling: Sampling) -> list[float]:
+        """When each token came at the front, whether or not it has a text; for one stream at a time."""
+        self.emitted.clear()
+        await self.ask(prompt, sampling)
+        return list(self.emitted)
 
     def note(self) -> dict[str, Any]:
         return self.engine.note()
