@@ -31,6 +31,8 @@ from medley.protocol.stages.words import (
     Opening,
     Pass,
     Probe,
+    Reach,
+    Reached,
     Refusal,
     Replicate,
     Row,
@@ -317,6 +319,14 @@ async def test_a_probe_walks_the_hops(three: Three) -> None:
     front.post(three.a.address, Probe(front.generation, number, 0))
     for place in (0, 1):
         await front.answer(Alive, lambda w, place=place: (w.number, w.place) == (number, place))
+
+
+async def test_one_stage_times_the_way_to_another(three: Three) -> None:
+    front, number = three.front, three.front.number()
+    front.post(three.a.address, Reach(number, three.b.address, three.a.address, 1 << 20))
+    reached = await front.answer(Reached, lambda w: w.number == number)
+    assert reached.rtt_s > 0
+    assert reached.bandwidth_bytes_per_s > 0
 
 
 # -- processes of their own -------------------------------------------------------------------

@@ -56,8 +56,10 @@ def _serving(serving: dict[str, Any]) -> Iterator[str]:
             f"{pipeline['name']}: {pipeline['state']}, generation {pipeline['generation']}, {pipeline['requests']} "
             f"requests, {pipeline['in_flight']} batches in flight, {pipeline['link_s'] * 1e3:.1f} ms on links"
         )
-        head = ("stage", "layers", "pass", "busy", "queue", "KV", "memory", "reserve")
-        yield from table(head, [_hop(hop, machines.get(hop["machine"], {})) for hop in pipeline["hops"]])
+        head = ("stage", "layers", "pass", "busy", "queue", "KV", "memory", "reserve", "to the next")
+        links = [*map(_link, pipeline.get("links", ())), *("-" for _ in pipeline["hops"])]
+        hops = zip(pipeline["hops"], links, strict=False)
+        yield from table(head, [(*_hop(hop, machines.get(hop["machine"], {})), link) for hop, link in hops])
     spare = [m for m in machines.values() if not _works(m["name"], note)]
     if spare:
         yield ""
@@ -79,6 +81,11 @@ def _hop(hop: dict[str, Any], machine: dict[str, Any]) -> tuple[str, ...]:
         nbytes(machine.get("memory_nbytes", 0)),
         hop["reserve"] or "-",
     )
+
+
+def _link(link: dict[str, Any] | None) -> str:
+    """As it was measured; stages of one computer are not."""
+    return f"{link['rtt_s'] * 1e3:.2g} ms, {nbytes(link['bytes_per_s'])}/s" if link else "-"
 
 
 def _works(name: str, note: dict[str, Any]) -> bool:

@@ -72,8 +72,8 @@ def open_pipelined(
     wire = wire_of(options)
 
     def make(front: Address) -> Front:
-        pins, survive, expected = options.pins, options.survive, options.expected
-        return Front(FrontOptions(plain, of.shape, wanted, front, links, wire, pins, survive, expected))
+        given = FrontOptions(plain, of.shape, wanted, front, links, wire, options.pins, options.survive)
+        return Front(replace(given, expected=options.expected, reach=not options.local))
 
     place = Place(source.name, host, encrypt, options.machines, options.priority, options.threads)
     keeper = WeightsKeeper(source.stock, source.fingerprint)

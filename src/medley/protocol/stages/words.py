@@ -24,6 +24,7 @@ TOKENS_MAX = 4096
 HOPS_MAX = 256
 LOGPROBS_MAX = 64
 WORD_NBYTES_MAX = 1 << 20
+KNOCK_NBYTES_MAX = 1 << 20
 _LENGTH = struct.Struct("<I")
 
 WireType = Literal["tokens", "fp32", "bf16", "int8"]
@@ -102,6 +103,16 @@ class Measure:
 
     number: int
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far is it from you, who listen at `back`, to the stage at `to`: time empty posts and one of `nbytes`."""
+
+    number: int
+    to: Address
+    back: Address
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +218,24 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Knock:
+    """Answer at once, with an `Echo` to `back`; behind it are `nbytes` bytes that mean nothing."""
+
+    number: int
+    turn: int
+    back: Address
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The answer to a `Knock`: the same numbers."""
+
+    number: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Copies of these requests are not needed any more."""
 
@@ -247,6 +276,15 @@ class Measured:
     layer_s: tuple[float, float, float]
     head_s: tuple[float, float, float]
     memory_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The answer to a `Reach`: the shortest round trip, and how fast the large post went."""
+
+    number: int
+    rtt_s: float
+    bandwidth_bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +366,9 @@ class StageStatus:
     shadow_nbytes: int
 
 
-ToStage = Load | Unload | Measure | Layout | Replicate | AskHeld | Free | Pass | Probe | Shadow | Missing | Ended
-ToFront = Loaded | Unloaded | StageFailed | Measured | Held | Drawn | Refusal | Alive | StageStatus
+FromFront = Load | Unload | Measure | Reach | Layout | Replicate | AskHeld | Free
+ToStage = FromFront | Pass | Probe | Shadow | Missing | Ended | Knock | Echo
+ToFront = Loaded | Unloaded | StageFailed | Measured | Reached | Held | Drawn | Refusal | Alive | StageStatus
 Word = ToStage | ToFront
 WORDS = Codec(Word)
 
@@ -352,6 +391,8 @@ def unpack(post: memoryview) -> tuple[Word, memoryview]:
     word: Word = WORDS.decode(post[_LENGTH.size : _LENGTH.size + length])
     if isinstance(word, Pass):
         _check(word)
+    elif isinstance(word, Reach | Knock) and not 0 <= word.nbytes <= KNOCK_NBYTES_MAX:
+        raise FrameError(f"{word.nbytes} bytes to time a link with")
     return word, post[_LENGTH.size + length :]
 
 

@@ -12,7 +12,7 @@ from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.stages.events import FrontEffect, Post
 from medley.protocol.stages.words import AskHeld, Free, Held
 from medley.roles.front.machines import MachineView
-from medley.roles.front.pipeline import Numbers
+from medley.roles.front.numbers import Numbers
 
 EVERY_NS = 5 * NS_PER_S  # of a machine that has work
 

@@ -31,6 +31,7 @@ from medley.protocol.stages.words import (
     Held,
     Loaded,
     Measured,
+    Reached,
     Refusal,
     StageFailed,
     StageStatus,
@@ -39,7 +40,8 @@ from medley.protocol.stages.words import (
 )
 from medley.roles.front.audit import Audit
 from medley.roles.front.layouts import Layouts
-from medley.roles.front.pipeline import Numbers, Pipeline
+from medley.roles.front.numbers import Numbers
+from medley.roles.front.pipeline import Pipeline
 from medley.roles.front.planning import FrontOptions
 from medley.roles.front.request import Request
 
@@ -138,6 +140,9 @@ class Front:
                 return self.layouts.loaded(word, now_ns)
             case Measured():
                 self.layouts.measured(word)
+                return []
+            case Reached():
+                self.layouts.distances.heard(word)
                 return []
             case StageFailed():
                 return self.layouts.failed(word, now_ns)

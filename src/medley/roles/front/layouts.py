@@ -28,9 +28,11 @@ from medley.protocol.stages.words import (
     Unload,
 )
 from medley.roles.front.change import Change
+from medley.roles.front.distances import Distances
 from medley.roles.front.machines import Machines, MachineView
+from medley.roles.front.numbers import Numbers
 from medley.roles.front.pace import as_seen, watch
-from medley.roles.front.pipeline import Numbers, Pipeline
+from medley.roles.front.pipeline import Pipeline
 from medley.roles.front.planning import FrontOptions, Parts, parts_of, parts_of_plan, planned, runs
 
 SETTLE_NS = 2 * NS_PER_S  # after the last machine came, until the first plan is made without waiting for more
@@ -50,6 +52,7 @@ class Layouts:
     def __init__(self, options: FrontOptions, numbers: Numbers) -> None:
         self.options, self.numbers = options, numbers
         self.machines = Machines()
+        self.distances = Distances(options.links, options.reach, numbers)
         self.pipelines: list[Pipeline] = []
         self.changes: dict[str, Change] = {}
         self.loads: dict[int, tuple[NodeId, int, int]] = {}
@@ -188,7 +191,12 @@ class Layouts:
                 self.measures[number] = view.node
                 self._unanswered[number] = Post(view.address, Measure(number, self.options.model))
                 return [self._unanswered[number]]
-        return []
+        return [*self.distances.next(self.machines.usable(now_ns), now_ns)]
+
+    @property
+    def _informed(self) -> FrontOptions:
+        """With links as they were measured."""
+        return replace(self.options, links=self.distances.links)
 
     def _works(self, node: NodeId) -> bool:
         """Or will, or is there for whoever does: it cannot be measured."""
@@ -210,7 +218,7 @@ class Layouts:
         usable = self.machines.usable(now_ns)
         since_ns = now_ns - self._came_ns
         few = len(usable) < self.options.expected
-        if self.measures or (few and since_ns < UNMEASURED_NS):
+        if self.measures or (few and since_ns < UNMEASURED_NS) or self.distances.expected(usable, now_ns):
             return []
         return usable if since_ns >= SETTLE_NS or not few else []
 
@@ -218,7 +226,7 @@ class Layouts:
         ready = self._ready(now_ns)
         if not ready or now_ns < self._plan_ns:
             return []
-        decision = planned(self.options, ready)
+        decision = planned(self._informed, ready)
         layouts, self.reason = decision.plan, decision.reason
         if not layouts:
             self._plan_ns = now_ns + PLAN_NS
@@ -241,7 +249,7 @@ class Layouts:
             return self._install(pipeline, decision.plan, decision.reason, pipeline.down_ns, now_ns)
         parts = self._back_again(pipeline, living)
         if parts is None and not self.options.pins and self._may_plan(living, now_ns):
-            layouts = planned(self.options, living).plan if living else []
+            layouts = planned(self._informed, living).plan if living else []
             parts = layouts[0] if layouts else None
         if parts is None:
             return self._say(pipeline.name, f"it waits for machines: {decision.reason}")
@@ -473,7 +481,7 @@ class Layouts:
     def _better(self, pipeline: Pipeline, usable: Sequence[MachineView], now_ns: int) -> list[FrontEffect]:
         machines = as_seen(usable, [hop.node for hop in pipeline.hops])
         present = Layout((tuple(StagePlan(h.node, h.first, h.end) for h in pipeline.hops),))
-        decision = moved(self.options.shape, machines, self.options.links, self.options.wanted, present)
+        decision = moved(self.options.shape, machines, self.distances.links, self.options.wanted, present)
         if decision.plan is None or len(decision.plan.layout.replicas) != 1:
             return []
         parts = parts_of_plan(decision.plan.layout.replicas[0])
@@ -481,7 +489,7 @@ class Layouts:
         return [Explain(pipeline.name, why), *self._begin(pipeline, parts, why, True, now_ns)]
 
     def _move_away(self, pipeline: Pipeline, usable: Sequence[MachineView], now_ns: int) -> list[FrontEffect]:
-        decision = planned(replace(self.options, pins=""), usable)
+        decision = planned(replace(self._informed, pins=""), usable)
         if not decision.plan:
             text = f"nobody can take the layers of the machine that leaves: {decision.reason}"
             return self._say(pipeline.name, text)

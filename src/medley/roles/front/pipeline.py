@@ -32,6 +32,7 @@ from medley.protocol.stages.words import (
     Row,
     WireType,
 )
+from medley.roles.front.numbers import Numbers
 from medley.roles.front.pace import Pace
 from medley.roles.front.prefixes import Prefixes
 from medley.roles.front.request import Request
@@ -69,17 +70,6 @@ class Asking:
     broke_ns: int
     again: bool = False
     held: dict[int, dict[int, int]] = field(default_factory=dict)
-
-
-class Numbers:
-    """Numbers that are never used twice: generations, batches, questions."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> int:
-        self._last += 1
-        return self._last
 
 
 class Pipeline:

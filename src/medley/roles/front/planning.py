@@ -37,6 +37,7 @@ class FrontOptions:
     pins: str = ""
     survive: int = 0
     expected: int = 1
+    reach: bool = False  # links between machines are measured before they are counted on
 
 
 def planned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[list[Parts]]:

@@ -14,10 +14,24 @@ from typing import Any, get_args
 
 from medley.protocol.errors import FrameError, UserError
 from medley.protocol.messages import Address
-from medley.protocol.stages.events import Arrived, StageEvent
-from medley.protocol.stages.words import Layout, Pass, Probe, ToStage, Word, body_nbytes, pack, unpack
+from medley.protocol.stages.events import Arrived, Post, Said, StageEvent
+from medley.protocol.stages.words import (
+    Echo,
+    Knock,
+    Layout,
+    Pass,
+    Probe,
+    Reach,
+    ToStage,
+    Word,
+    body_nbytes,
+    pack,
+    unpack,
+)
 from medley.roles.stage import NOBODY, probed
+from medley.roles.stage_reach import Reaching
 from medley.runtimes.children.plane import peer_of
+from medley.runtimes.clock import SystemClock
 from medley.transports.tensors.contract import Buffer, Peer
 from medley.transports.tensors.plane import TensorPlane
 
@@ -97,6 +111,7 @@ class Posted:
     def __init__(self, inbox: Inbox, send: Sender, busy_ns: Callable[[], int], counters: Counter[str]) -> None:
         self._inbox, self._send, self._busy_ns, self._counters = inbox, send, busy_ns, counters
         self._layout = NOBODY
+        self._reaching, self._clock = Reaching(), SystemClock()
 
     def __call__(self, key: bytes, payload: memoryview) -> None:
         try:
@@ -109,6 +124,8 @@ class Posted:
     def _take(self, word: Any, body: memoryview) -> None:
         if not isinstance(word, _TO_STAGE) or (isinstance(word, Pass) and body.nbytes != body_nbytes(word)):
             self._counters["misdirected"] += 1
+        elif isinstance(word, Reach | Knock | Echo):
+            self._timed(self._reaching.heard(word, self._clock.now_ns()))
         elif isinstance(word, Probe):
             for post in probed(self._layout, word, self._busy_ns()):
                 self._send.post(post.to, post.word)
@@ -117,3 +134,13 @@ class Posted:
                 self._layout = word
             if not self._inbox.offer(Arrived(word, body), body.nbytes):
                 self._counters["overflowed"] += 1
+
+    def _timed(self, what: Post | Said | None) -> None:
+        """At once: what waits here is taken for the link's."""
+        match what:
+            case Post(to, Knock() as word):
+                self._send.post(to, word, (bytes(word.nbytes),))
+            case Post(to, word):
+                self._send.post(to, word)
+            case Said():
+                self._inbox.put(what)

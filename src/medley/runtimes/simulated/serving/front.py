@@ -117,5 +117,14 @@ class FrontProcess:
 
 def options_of(setup: ServingSetup, address: Address) -> FrontOptions:
     return FrontOptions(
-        "{}", setup.shape, setup.wanted, address, setup.links, setup.wire, setup.pins, setup.survive, setup.expected
+        "{}",
+        setup.shape,
+        setup.wanted,
+        address,
+        setup.links,
+        setup.wire,
+        setup.pins,
+        setup.survive,
+        setup.expected,
+        setup.reach,
     )

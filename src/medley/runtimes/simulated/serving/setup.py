@@ -47,6 +47,7 @@ class ServingSetup:
     pins: str = ""
     survive: int = 0
     expected: int = 1
+    reach: bool = False
     wire: WireType = "bf16"
     positions: int = 1024
     front: Conditions = field(default_factory=Conditions)

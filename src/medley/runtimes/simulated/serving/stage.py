@@ -37,7 +37,9 @@ from medley.protocol.stages.events import (
 )
 from medley.protocol.stages.words import (
     AskHeld,
+    Echo,
     Held,
+    Knock,
     Layout,
     Load,
     Loaded,
@@ -46,6 +48,7 @@ from medley.protocol.stages.words import (
     Pass,
     Position,
     Probe,
+    Reach,
     Shadow,
     StageFailed,
     StageStatus,
@@ -55,6 +58,7 @@ from medley.protocol.stages.words import (
     tokens_of,
 )
 from medley.roles.stage import NOBODY, Stage, probed
+from medley.roles.stage_reach import Reaching
 from medley.runtimes.simulated.kernel import MS, S
 from medley.runtimes.simulated.serving.engine import ModelledEngine
 from medley.runtimes.simulated.serving.setup import Host
@@ -80,6 +84,7 @@ class StageProcess:
         self.paused_ns = 0  # until when it stands still
         self.slowness = 1.0
         self.loading = 0
+        self.reaching = Reaching()
         self.seen = NOBODY  # the newest layout that its socket has seen
         self.computing: Pass | None = None
         self.copying: deque[Export] = deque()
@@ -138,6 +143,9 @@ class StageProcess:
         self._awake(lambda: self._take(word, body))
 
     def _take(self, word: Word, body: Any) -> None:
+        if isinstance(word, Reach | Knock | Echo):
+            self._timed(self.reaching.heard(word, self.world.kernel.now))
+            return
         if isinstance(word, Probe):
             busy_ns = self.world.kernel.now - self._began_ns if self.computing is not None else 0
             for post in probed(self.seen, word, busy_ns):
@@ -147,6 +155,13 @@ class StageProcess:
             self.seen = word
         self._inbox.append(Arrived(word, body))  # type: ignore[arg-type]
         self._turn()
+
+    def _timed(self, what: Post | Said | None) -> None:
+        if isinstance(what, Post):
+            self._post(what)
+        elif what is not None:
+            self._inbox.append(what)
+            self._turn()
 
     def _post(self, post: Post) -> None:
         self.world.wires.post(self.address, self.name, post.to, post.word, post.body)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from medley.policies.pipeline.describe import ModelShape
 from medley.protocol.ids import NodeId
 from medley.protocol.messages import Address
-from medley.protocol.stages.words import Pass, Shadow, Word, pack, tokens_of, unpack
+from medley.protocol.stages.words import Knock, Pass, Shadow, Word, pack, tokens_of, unpack
 from medley.runtimes.simulated.kernel import MS, S
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def nbytes_behind(word: Word, shape: ModelShape) -> int:
             return 4 * tokens_of(word)
         case Pass():
             return shape.wire_nbytes * tokens_of(word)
+        case Knock(nbytes=nbytes):
+            return nbytes
         case Shadow():
             return shape.kv_nbytes * word.count * (word.end - word.first)
         case _:
