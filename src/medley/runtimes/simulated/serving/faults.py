@@ -85,6 +85,7 @@ WORDS = (
     *("Load", "Layout", "Replicate", "AskHeld", "Held", "Loaded", "Pass", "Drawn", "Refusal", "Probe", "Alive"),
     *("Shadow", "Missing", "Free", "Ended", "Unload", "StageStatus"),
 )
+SELDOM = {"Refusal", "Missing", "Ended", "Unload", "reserve copying"}  # aimed at, but too rare for a promise
 FAULTS = {
     fault.name: fault
     for fault in (
@@ -110,5 +111,5 @@ BY_CLIENTS = tuple(("client leaves", phase) for phase in ("queue", "prefill", "d
 
 def required() -> list[Pair]:
     """Every pair of fault and phase that a check of many seeds must meet; training has faults of the same names."""
-    pairs = [(fault.name, phase) for fault in FAULTS.values() for phase in fault.meets]
+    pairs = [(fault.name, phase) for fault in FAULTS.values() for phase in fault.meets if phase not in SELDOM]
     return [(f"serving {fault}", phase) for fault, phase in [*pairs, *BY_CLIENTS]]

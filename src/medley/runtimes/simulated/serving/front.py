@@ -127,4 +127,5 @@ def options_of(setup: ServingSetup, address: Address) -> FrontOptions:
         setup.survive,
         setup.expected,
         setup.reach,
+        setup.narrow,
     )

@@ -31,7 +31,7 @@ def _of(pipeline: Pipeline) -> set[str]:
         found.add("switching")
     for batch in pipeline.flying.values():
         for flight in batch.rows:
-            found.add("draft" if flight.drafted else "decode" if flight.row.samples else "prefill")
+            found.add("draft" if flight.drafted else "prefill" if flight.row.count > 1 else "decode")
     return found
 
 

@@ -48,6 +48,7 @@ class ServingSetup:
     survive: int = 0
     expected: int = 1
     reach: bool = False
+    narrow: bool = False
     wire: WireType = "bf16"
     positions: int = 1024
     front: Conditions = field(default_factory=Conditions)

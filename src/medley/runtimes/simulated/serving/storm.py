@@ -26,6 +26,7 @@ SETTLE_NS = 8 * S  # after the last answer, until nothing may be held any more
 ON = 0.5
 GOLDEN = 0.6180339887498949  # its multiples leave the most even gaps: neighbouring seeds share the pairs evenly
 MOVES = ("copying", "switching")
+RARE = 4  # times as likely to be picked as others are
 AIM_NS, AIMS = 10 * MS, 200
 STORM_LOOKS = STORM_NS // AIM_NS
 
@@ -58,7 +59,8 @@ class ServingStorm:
 
     def _pick(self) -> None:
         """One pair of fault and phase, or fault and word, that this seed is to meet for sure."""
-        pairs = [(fault, meets) for fault in FAULTS.values() for meets in fault.meets]
+        every = [(fault, meets) for fault in FAULTS.values() for meets in fault.meets]
+        pairs = [pair for pair in every for _ in range(RARE if pair[1] in MOVES else 1)]
         fault, meets = pairs[int(self.world.kernel.seed * GOLDEN % 1.0 * len(pairs))]
         if fault.strike is None:
             self._sure = fault.name, meets
