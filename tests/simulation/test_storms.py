@@ -11,6 +11,7 @@ from medley.runtimes.simulated.faults.storm import weather
 REGRESSIONS = {
     14: "a worker that left and was assigned again, in one life of its machine, repeated its update ids",
     48: "a machine that stood still was told, when it went on, what a stream had said that was gone by then",
+    669: "a job that was queued when its coordinator restarted never heard that machines with its shards had died",
     1512: "the checker took for lost what was unpinned at a machine that was no primary any more",
     3829: "a worker that told the truth before it heard that its lie was refused was told to drop what was then merged",
 }

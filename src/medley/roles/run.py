@@ -83,6 +83,7 @@ class Run:
         self._calm = False
         ctx = self.ctx
         ctx.roster.keys_number = ctx.roster.lists.last
+        ctx.count_replicas()  # one that waited when its coordinator started has its places from the log alone
         if self.state.state == "queued" and ctx.plan is not None:
             ctx.persist(StateChanged(ctx.job, "running", "it goes on from its newest checkpoint", ctx.wall_ns))
         elif self.state.state == "queued":
