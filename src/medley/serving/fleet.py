@@ -73,7 +73,7 @@ def open_pipelined(
 
     def make(front: Address) -> Front:
         given = FrontOptions(plain, of.shape, wanted, front, links, wire, options.pins, options.survive)
-        return Front(replace(given, expected=options.expected, reach=not options.local))
+        return Front(replace(given, expected=options.expected, reach=not options.local, narrow=options.wire == "auto"))
 
     place = Place(source.name, host, encrypt, options.machines, options.priority, options.threads)
     keeper = WeightsKeeper(source.stock, source.fingerprint)
@@ -102,7 +102,7 @@ def model_text(source: WeightsSource, weights: str) -> str:
 
 
 def wire_of(options: ServeOptions) -> WireType:
-    """Hidden states travel as they are computed, unless a person knows that a link is the slower part."""
+    """Hidden states travel as they are computed. With `auto` the front may narrow bf16, where a link is too slow."""
     match options.wire:
         case "fp32" | "bf16" | "int8":
             return options.wire  # type: ignore[return-value]

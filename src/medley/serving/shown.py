@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from medley.policies.pipeline.describe import Link
-from medley.protocol.ids import NS_PER_S, NodeId
+from medley.protocol.ids import NS_PER_S
 from medley.protocol.stages.words import Hop
 from medley.roles.front.front import Front
 from medley.roles.front.machines import MachineView
@@ -30,7 +30,7 @@ def _pipeline(pipeline: Pipeline, front: Front) -> dict[str, Any]:
     held = {part: node for (name, part), node in front.layouts.reserved.items() if name == pipeline.name}
     spent = pipeline.pace.spent_ns if len(pipeline.pace.spent_ns) == len(pipeline.hops) else [0.0] * len(pipeline.hops)
     latency_s = pipeline.patience.latency_ns / NS_PER_S
-    links = front.layouts.distances.known
+    distances = front.layouts.distances
     return {
         "name": pipeline.name,
         "state": pipeline.state,
@@ -46,13 +46,12 @@ def _pipeline(pipeline: Pipeline, front: Front) -> dict[str, Any]:
             _hop(hop, spent[hop.place], next((n for p, n in held.items() if (p.machine, p.first) == _key(hop)), ""))
             for hop in pipeline.hops
         ],
-        "links": [_link(a.node, b.node, links) for a, b in itertools.pairwise(pipeline.hops)],
+        "links": [_link(distances.between(a.node, b.node)) for a, b in itertools.pairwise(pipeline.hops)],
     }
 
 
-def _link(here: NodeId, there: NodeId, known: dict[tuple[NodeId, NodeId], Link]) -> dict[str, Any] | None:
+def _link(link: Link | None) -> dict[str, Any] | None:
     """From one hop to the next, where it was measured."""
-    link = known.get((here, there)) or known.get((there, here))
     if link is None:
         return None
     return {"rtt_s": round(link.rtt_s, 6), "bytes_per_s": round(link.bandwidth_bytes_per_s)}

@@ -42,6 +42,10 @@ class Distances:
     def links(self) -> Links:
         return Links(self.assumed.otherwise, {**self.assumed.known, **self.known})
 
+    def between(self, one: NodeId, other: NodeId) -> Link | None:
+        """None where nobody measured it."""
+        return self.known.get((one, other)) or self.known.get((other, one))
+
     def next(self, usable: Sequence[MachineView], now_ns: int) -> list[Post]:
         """The next question, once the last one is answered or was silent for too long."""
         if self._asked and now_ns - self._since_ns < SILENT_NS:

@@ -33,7 +33,8 @@ from medley.roles.front.machines import Machines, MachineView
 from medley.roles.front.numbers import Numbers
 from medley.roles.front.pace import as_seen, watch
 from medley.roles.front.pipeline import Pipeline
-from medley.roles.front.planning import FrontOptions, Parts, parts_of, parts_of_plan, planned, runs
+from medley.roles.front.planning import FrontOptions, Parts, back_again, parts_of, parts_of_plan, planned, runs
+from medley.roles.front.wiring import wired
 
 SETTLE_NS = 2 * NS_PER_S  # after the last machine came, until the first plan is made without waiting for more
 LOAD_NS = 900 * NS_PER_S
@@ -247,7 +248,7 @@ class Layouts:
         decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
         if decision.plan is not None:
             return self._install(pipeline, decision.plan, decision.reason, pipeline.down_ns, now_ns)
-        parts = self._back_again(pipeline, living)
+        parts = back_again(pipeline.hops, living)
         if parts is None and not self.options.pins and self._may_plan(living, now_ns):
             layouts = planned(self._informed, living).plan if living else []
             parts = layouts[0] if layouts else None
@@ -266,12 +267,6 @@ class Layouts:
         """Machines that work for other pipelines, or will."""
         busy = {hop.node for p in self.pipelines if p is not but and p.state != "down" for hop in p.hops}
         return busy.union(p.machine for name, change in self.changes.items() if name != but.name for p in change.parts)
-
-    def _back_again(self, pipeline: Pipeline, living: Sequence[MachineView]) -> Parts | None:
-        """The same layout, where every machine of it is there (one of them with an empty memory)."""
-        names = {view.node for view in living}
-        parts = parts_of(pipeline.hops)
-        return parts if all(part.machine in names for part in parts) else None
 
     def _say(self, subject: str, text: str) -> list[FrontEffect]:
         """Once, not with every tick."""
@@ -382,7 +377,10 @@ class Layouts:
             Hop(place, p.machine, known[p.machine].address, p.first, p.end) for place, p in enumerate(merged(parts))
         )
         layers = ", ".join(f"{h.node} {h.first}-{h.end - 1}" for h in hops)
-        return [*stops, *pipeline.install(hops, f"{why}; layers {layers}", since_ns, now_ns)]
+        wire = wired(self.options, merged(parts), known, self.distances)
+        pipeline.wire = wire.plan
+        told = f"; {wire.reason}" if wire.reason else ""
+        return [*stops, *pipeline.install(hops, f"{why}; layers {layers}{told}", since_ns, now_ns)]
 
     def _stop_reserves(self, pipeline: Pipeline, parts: Sequence[Part]) -> list[FrontEffect]:
         """Of hops that are no more; the others keep theirs."""

@@ -38,6 +38,7 @@ class FrontOptions:
     survive: int = 0
     expected: int = 1
     reach: bool = False  # links between machines are measured before they are counted on
+    narrow: bool = False  # hidden states may travel in int8, where a link is what a token waits for
 
 
 def planned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[list[Parts]]:
@@ -66,6 +67,13 @@ def _pinned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[lis
 
 def parts_of(hops: Iterable[Hop]) -> tuple[Part, ...]:
     return tuple(Part(hop.node, hop.first, hop.end) for hop in hops)
+
+
+def back_again(hops: Iterable[Hop], living: Iterable[MachineView]) -> Parts | None:
+    """The same layout, where every machine of it is there (one of them with an empty memory)."""
+    names = {view.node for view in living}
+    parts = parts_of(hops)
+    return parts if all(part.machine in names for part in parts) else None
 
 
 def parts_of_plan(stages: Iterable[StagePlan]) -> tuple[Part, ...]:
