@@ -190,9 +190,9 @@ class Stage:
         if word.generation != self.layout.generation:
             return []
         if refused is not None:
-            said = Refusal(
-                word.generation, word.batch, word.place, refused.request, refused.kind, refused.held, refused.reason
-            )
+            lost = refused.kind == "bad" and refused.request not in self._mine  # the pass that opened it never came
+            kind = "gap" if lost else refused.kind
+            said = Refusal(word.generation, word.batch, word.place, refused.request, kind, refused.held, refused.reason)
             return [Post(self.front, said)]
         spent = (*word.spent_ns, now_ns - self._began_ns)
         out = self._on(word, event, spent)
