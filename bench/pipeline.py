@@ -9,7 +9,8 @@ the bus gives, so two are never twice as fast as one; `ideal` beside a figure is
     split    one stream over two stages / over one, the same threads for each
     filled   tokens a second of 16 streams over two stages / a batch's rows over the slower stage's time under that load
     prefill  a prompt of 2,048 tokens: chunks one after the other through both stages / following each other
-    draft    one stream, the way to the first stage 100 ms long, text that repeats itself: with drafts / without
+    draft    one stream, the way to the first stage 100 ms long, text that repeats itself: with drafts / without; and
+             the same for text that does not
     skew     machines 4:1 in speed, many streams: the planner's layout / layers in proportion to memory
     kill     SIGKILL of the middle of three stages at token 64: the pause, with reserves and without
 """
@@ -36,6 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.pipeline_rig import TEXTS, Rig, rig
 from bench.shapes import config_of, write
 
+from safetensors.torch import load_file, save_file
+
 from medley.engines.sampling import Sampling
 from medley.models.tokenizer import train_tokenizer
 from medley.protocol.stages.events import Post
@@ -43,7 +46,6 @@ from medley.protocol.stages.words import Pass
 from medley.serving.fleet import ServeOptions, even_pins
 
 PROMPT = [11 + (13 * i) % 280 for i in range(32)]
-REPEATS = [20, 31, 42, 53, 64, 75, 86, 97] * 8
 DELAY_S = 0.1
 
 
@@ -58,22 +60,25 @@ class Bench:
         self.folder, self.layers, self.tokens, self.rounds = folder, layers, tokens, rounds
         self._pools = 0
 
-    def model(self, layers: int) -> Path:
-        directory = self.folder / f"llama-{layers}"
+    def model(self, layers: int, repeating: bool = False) -> Path:
+        directory = self.folder / f"llama-{layers}{'-repeating' * repeating}"
         if not directory.exists():
             write(config_of("tinyllama-1.1b", layers), directory, 500 << 20)
             train_tokenizer(TEXTS * 4, 320, directory)
+            if repeating:
+                forget_context(directory)
         return directory
 
     @contextmanager
     def over(self, layers: int, stages: int, pins: str = "", workers: int = 0, **more: Any) -> Iterator[Rig]:
         pool = {"compute_factors": more.pop("compute_factors", ())}
         names = [f"worker-{n + 1}" for n in range(stages)]
+        model = self.model(layers, more.pop("repeating", False))
         given = {"draft": False, "kv_tokens": 8 * 2304, "expected": workers or stages, "local": True, **more}
         pinned = pins or even_pins(names, layers)
         options = ServeOptions(**given, pins="" if pins == "planned" else pinned)
         self._pools += 1
-        with rig(self.model(layers), self.folder / f"pool-{self._pools}", workers or stages, options, **pool) as made:
+        with rig(model, self.folder / f"pool-{self._pools}", workers or stages, options, **pool) as made:
             asyncio.run(made.ask(PROMPT, greedy(4)))
             yield made
 
@@ -116,8 +121,8 @@ def filled(bench: Bench) -> dict[str, Any]:
 
     def turn() -> tuple[float, float]:
         reached = asyncio.run(_many(two, streams, 2 * bench.tokens))
-        slowest_s = max(two.engine.host.front.pipelines[0].spent_ns) / 1e9  # type: ignore[union-attr]
-        return reached, streams / 2 / slowest_s
+        pace = two.engine.host.front.pipelines[0].pace  # type: ignore[union-attr]
+        return reached, pace.tokens / max(pace.spent_ns) * 1e9
 
     with bench.over(layers, 2, threads=1) as two:
         asyncio.run(_many(two, streams, 8))
@@ -152,16 +157,34 @@ def prefill(bench: Bench) -> dict[str, Any]:
 
 
 def draft(bench: Bench) -> dict[str, Any]:
-    layers = min(bench.layers, 4)
+    """Text that repeats itself is all draft; random text is none of it, and must not become slower."""
+    layers, tokens = min(bench.layers, 4), 3 * bench.tokens
 
     def turn(pipe: Rig) -> float:
-        return per_second(asyncio.run(pipe.alone(REPEATS, greedy(3 * bench.tokens))))
+        return per_second(asyncio.run(pipe.alone(PROMPT, greedy(tokens))))
 
-    with bench.over(layers, 2) as plain, bench.over(layers, 2, draft=True) as drafting:
-        _delay(plain)
-        _delay(drafting)
-        without, with_drafts = bench.best(lambda: turn(plain)), bench.best(lambda: turn(drafting))
-    return {"tokens_per_s": with_drafts, "without_drafts": without, "ratio": with_drafts / without}
+    found = {}
+    for name, repeating in (("repeating", True), ("random", False)):
+        with bench.over(layers, 2, repeating=repeating) as plain:
+            _delay(plain)
+            without = bench.best(lambda: turn(plain))
+        with bench.over(layers, 2, repeating=repeating, draft=True) as drafting:
+            _delay(drafting)
+            with_drafts = bench.best(lambda: turn(drafting))
+        found[name] = {"tokens_per_s": with_drafts, "without_drafts": without, "ratio": with_drafts / without}
+    return {key: round(value, 3) for key, value in found["repeating"].items()} | {
+        "random_text": _short(found["random"])
+    }
+
+
+def forget_context(directory: Path) -> None:
+    """Layers that cost as much as before and add nothing: each token then decides the next, so the text goes in circles."""
+    for path in directory.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()
+        save_file(tensors, path, {"format": "pt"})
 
 
 def _delay(bench: Rig) -> None:
