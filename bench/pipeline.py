@@ -176,7 +176,7 @@ def draft(bench: Bench) -> dict[str, Any]:
 
 
 def forget_context(directory: Path) -> None:
-    """Layers that cost as much as before and add nothing, and few words: each decides the next, so they go in circles."""
+    """Layers that cost what they did and add nothing, and few words: each decides the next, so they go in circles."""
     for path in directory.glob("*.safetensors"):
         tensors = load_file(path)
         for name, tensor in tensors.items():
