@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -168,3 +169,14 @@ def test_a_machine_that_is_drained_moves_its_kv_away() -> None:
     world.run(120 * S, world.answered)
     right(world)
     assert said(world, "nothing is computed again")
+
+
+def test_a_faster_replica_gets_more_of_the_requests() -> None:
+    clients = [Client(20 * S, asked(i, limit=40, draft=False)) for i in range(1, 11)]
+    hosts = (Host(even("n0", 0.001)), Host(even("n1", 0.004)))
+    wanted = Wanted("throughput", kv_tokens=16 * 256)
+    world = served(replace(setup(*clients, hosts=2, pins="", wanted=wanted), hosts=hosts))
+    right(world)
+    told = {p.hops[0].node: p.emitted for p in world.front.role.pipelines}
+    assert len(told) == 2
+    assert told["n0"] >= 3 * told["n1"]

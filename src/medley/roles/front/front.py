@@ -108,7 +108,7 @@ class Front:
         return []
 
     def _spread(self, now_ns: int) -> None:
-        """Requests go to the pipeline with the least to do; those of one that is being loaded anew go to others."""
+        """Requests go where they are done soonest; those of a pipeline that is being loaded anew go to others."""
         living = [p for p in self.pipelines if p.state != "down"]
         if not living:
             self._alone_ns = self._alone_ns or now_ns
@@ -117,8 +117,10 @@ class Front:
         for pipeline in self.pipelines:
             if pipeline.state == "down" and pipeline.load:
                 self.waiting.extendleft(reversed(pipeline.leave()))
-        while self.waiting:
-            min(living, key=lambda p: p.load).ask(self.waiting.popleft())
+        if self.waiting:
+            slow = {p.name: self.layouts.slowest_s(p) for p in living}
+            while self.waiting:
+                min(living, key=lambda p: (p.load + 1) * slow[p.name]).ask(self.waiting.popleft())
 
     # -- machines -----------------------------------------------------------------------------------------------------
 

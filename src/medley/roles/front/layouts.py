@@ -31,7 +31,7 @@ from medley.roles.front.change import Change
 from medley.roles.front.distances import Distances
 from medley.roles.front.machines import Machines, MachineView
 from medley.roles.front.numbers import Numbers
-from medley.roles.front.pace import as_seen, watch
+from medley.roles.front.pace import as_seen, slowest_s, watch
 from medley.roles.front.pipeline import Pipeline
 from medley.roles.front.planning import FrontOptions, Parts, back_again, parts_of, parts_of_plan, planned, runs
 from medley.roles.front.wiring import wired
@@ -163,6 +163,10 @@ class Layouts:
                 change.held[part] = {p.request: p.held for p in word.positions}
                 return True
         return False
+
+    def slowest_s(self, pipeline: Pipeline) -> float:
+        """How fast a pipeline is, for whoever shares requests out: by its slowest hop."""
+        return slowest_s(pipeline.hops, self.machines.known, self.options.shape.layers)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

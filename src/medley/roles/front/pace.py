@@ -22,6 +22,7 @@ BATCHES_LEAST = 32  # of a layout, until something follows from them
 LEAST, MOST = 0.25, 20.0
 SMOOTHING = 0.5  # of what was seen since the last look
 UNSEEN_MOST = 1.5  # that a machine which does not serve is taken to be slower than measured, as those are that do
+EIGHT = 8.0  # tokens, as machines are measured with
 TOLD = 1.5  # a change by this factor is worth a sentence
 
 
@@ -96,3 +97,14 @@ def as_seen(views: Iterable[MachineView], working: Iterable[NodeId]) -> list[Mac
     common = min((view.slowness for view in views if view.node in at_work), default=1.0)
     unseen = min(UNSEEN_MOST, max(1.0, common))
     return [slowed(v.described(), v.slowness * (1.0 if v.node in at_work else unseen)) for v in views]
+
+
+def slowest_s(hops: Iterable[Hop], known: Mapping[NodeId, MachineView], layers: int) -> float:
+    """What eight tokens take on the slowest of these hops; 1 where a machine was not measured, as with pins."""
+    times = [1e-9]
+    for hop in hops:
+        view = known.get(hop.node)
+        if view is None or view.measured is None:
+            return 1.0
+        times.append(_expected_s(view.described(), hop, EIGHT, layers) * view.slowness)
+    return max(times)
