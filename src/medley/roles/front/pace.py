@@ -23,6 +23,7 @@ LEAST, MOST = 0.25, 20.0
 SMOOTHING = 0.5  # of what was seen since the last look
 UNSEEN_MOST = 1.5  # that a machine which does not serve is taken to be slower than measured, as those are that do
 EIGHT = 8.0  # tokens, as machines are measured with
+NOISE = 2.0  # so many times slower than the quickest that serves, until layers move for it
 TOLD = 1.5  # a change by this factor is worth a sentence
 
 
@@ -95,8 +96,13 @@ def as_seen(views: Iterable[MachineView], working: Iterable[NodeId]) -> list[Mac
     """
     views, at_work = list(views), set(working)
     common = min((view.slowness for view in views if view.node in at_work), default=1.0)
-    unseen = min(UNSEEN_MOST, max(1.0, common))
-    return [slowed(v.described(), v.slowness * (1.0 if v.node in at_work else unseen)) for v in views]
+    unseen = min(UNSEEN_MOST, common)
+    return [slowed(v.described(), _counted(v, common) if v.node in at_work else v.slowness * unseen) for v in views]
+
+
+def _counted(view: MachineView, common: float) -> float:
+    """Small differences between machines that serve are noise, on a busy computer above all."""
+    return view.slowness if view.slowness > NOISE * common else common
 
 
 def slowest_s(hops: Iterable[Hop], known: Mapping[NodeId, MachineView], layers: int) -> float:
