@@ -44,6 +44,7 @@ class Loader:
         self._tensors: Tensors | None = None
         self.engine: StageEngine | None = None
         self.quiet = threading.Event()
+        self.quiet.set()
 
     def ask(self, word: Load | Unload | Measure) -> None:
         self._work.put(word)
