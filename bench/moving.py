@@ -2,10 +2,10 @@
 
     python bench/moving.py [--rounds 4]
 
-Three processes that are slowed to a quarter serve a small Llama in fp32; a fourth, as fast as this machine is, joins the
-pool by token. Four sampled answers at once are asked again and again; each must be what it was before. One line of JSON:
-tokens a second before, with the fourth and after it was drained, answers that differed, positions that were computed
-again, bytes of KV that went from machine to machine.
+Three processes that are slowed to a quarter serve a small Llama in fp32; a fourth, as fast as this machine is, joins
+the pool by token. Four sampled answers at once are asked again and again; each must be what it was before. One line of
+JSON: tokens a second before, with the fourth and after it was drained, answers that differed, positions that were
+computed again, bytes of KV that went from machine to machine.
 """
 
 from __future__ import annotations
