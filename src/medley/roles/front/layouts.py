@@ -406,6 +406,8 @@ class Layouts:
                 needed.setdefault(hop.node, set()).update(range(hop.first, hop.end))
         for (_, part), node in self.reserved.items():
             needed.setdefault(node, set()).update(range(part.first, part.end))
+        for part in (part for change in self.changes.values() for part in change.parts):
+            needed.setdefault(part.machine, set()).update(range(part.first, part.end))
         out: list[FrontEffect] = []
         for view in self.machines.usable(now_ns):
             for first, end in runs(view.loaded - needed.get(view.node, set())):
