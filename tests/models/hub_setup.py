@@ -62,8 +62,8 @@ class Answer(BaseHTTPRequestHandler):
         if told:
             self.send_header("Content-Range", told)
         self.end_headers()
+        self.server.sent += len(body)  # before its last byte: who has read it all may look at once
         self.wfile.write(body)
-        self.server.sent += len(body)
 
     def log_message(self, *words: object) -> None:
         """Nobody reads it."""

@@ -76,3 +76,10 @@ def test_hosts_that_live_keep_their_shards() -> None:
 def test_machines_that_do_not_train_come_first() -> None:
     decision = choose_hosts([Host("a", 2**33, True, 0), Host("b", 2**30, False, 0)], 1, 1, {})
     assert decision.plan == {0: ("b", "")}
+
+
+def test_who_keeps_a_later_shard_is_not_idle() -> None:
+    """A new backup goes to the machine that holds nothing, not to the one with more memory and another shard."""
+    pool = [Host("a", 2**33, False, 0), Host("b", 2**33, False, 0), Host("c", 2**30, False, 0)]
+    decision = choose_hosts(pool, 2, 2, {0: ("a", ""), 1: ("b", "a")})
+    assert decision.plan == {0: ("a", "c"), 1: ("b", "a")}

@@ -199,6 +199,17 @@ async def test_direct_never_takes_the_detour(pool: Bench, nowhere: str) -> None:
     assert not pool.exchange.called
 
 
+async def test_who_is_dead_is_given_up_although_there_are_two_ways_to_try(pool: Bench) -> None:
+    """Nobody listens, and the coordinator knows of no such engine: neither way may lend the other one its time."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        told = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
+    async with planes(pool, told, "auto", Shelf(), replace(FAST, floor_s=2.0, slack_s=0.1)) as (worker, _, peer):
+        pool.exchange.places.clear()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(worker.put(peer, header_of("u", b"x"), [b"x"]), 30)
+
+
 async def test_a_pipe_that_breaks_costs_a_window_and_no_byte(pool: Bench) -> None:
     content, shelf = os.urandom(24_000_000), Shelf()
     broken: list[int] = []

@@ -58,15 +58,17 @@ def choose_hosts(
         return Decision(None, f"{replication} machines must hold parameters, {len(hosts)} can")
     load = {h.node: h.load for h in hosts}
     order = {h.node: (h.worker, -h.memory_bytes, h.node) for h in hosts}
+    kept = {shard: tuple(n if n in load else "" for n in keep.get(shard, ("", ""))) for shard in range(shards)}
+    for primary, backup in kept.values():
+        for node in {primary, backup if replication == 2 else ""} - {""}:
+            load[node] += 1  # before anything is chosen: who keeps a later shard is not idle
     chosen: dict[int, tuple[NodeId, NodeId]] = {}
-    for shard in range(shards):
-        primary, backup = keep.get(shard, ("", ""))
-        primary = primary if primary in load else ""
-        backup = backup if backup in load else ""
-        primary = primary or _least(load, order, {backup})
-        load[primary] += 1
-        if replication == 2:
-            backup = backup or _least(load, order, {primary})
+    for shard, (primary, backup) in kept.items():
+        if not primary:
+            primary = _least(load, order, {backup})
+            load[primary] += 1
+        if replication == 2 and not backup:
+            backup = _least(load, order, {primary})
             load[backup] += 1
         chosen[shard] = (primary, backup if replication == 2 else "")
     where = ", ".join(f"{s} on {p}" + (f" (backup {b})" if b else "") for s, (p, b) in chosen.items())

@@ -80,6 +80,7 @@ class WorkerHost:
         self._engine: WorkerEngine | None = None
         self._routes: tuple[Route, ...] = ()
         self._vault = Address("", "")
+        self._rerouted = asyncio.Event()  # set, and replaced, when the routes change
         self._pushing: set[str] = set()
         self._abandoned = ""  # one lease is computed at a time, so one is enough
         self._tasks: asyncio.TaskGroup | None = None
@@ -94,6 +95,8 @@ class WorkerHost:
         match command:
             case SetRoutes(generation, routes, vault):
                 self._generation, self._routes, self._vault = generation, routes, vault
+                self._rerouted.set()
+                self._rerouted = asyncio.Event()
             case LoadWorker():
                 self._start(self._load(command.generation))
             case ResetWorker(generation):
@@ -144,13 +147,7 @@ class WorkerHost:
     async def _pull(self, generation: int, version: int) -> None:
         """All shards' parts of one version, joined into one flat vector."""
         base = self.engine.base()
-        problem = ""
-        try:
-            async with TaskGroup() as group:
-                for route in self._routes:
-                    group.create_task(self._pull_shard(route, generation, version, base))
-        except* (Refused, Unavailable, ValueError, UserError) as errors:
-            problem = "; ".join(str(e) for e in errors.exceptions)
+        _, problem = await self._with_every_shard(lambda route: self._pull_shard(route, generation, version, base))
         if problem:
             self._link.send(Failed("pull", str(version), problem, False, False))
             return
@@ -159,7 +156,7 @@ class WorkerHost:
         await self._do(lambda: self.engine.arrived(version, base))
         self._link.send(Pulled(generation, version, base.flat.nbytes))
 
-    async def _pull_shard(self, route: Route, generation: int, version: int, base: Base) -> None:
+    async def _pull_shard(self, route: Route, generation: int, version: int, base: Base) -> int:
         assert self.plane is not None
         header = Header(
             kind=Kind.PULL,
@@ -169,8 +166,9 @@ class WorkerHost:
             version=version,
         )
         room = base.room(route.blocks)
-        await self.plane.get(peer_of(route.primary), header, bytes_in(room))
+        part = await self.plane.get(peer_of(route.primary), header, bytes_in(room))
         base.take(route.blocks, room)
+        return part.nbytes
 
     # -- work -------------------------------------------------------------------------------------------------
 
@@ -225,13 +223,8 @@ class WorkerHost:
         if update in self._pushing:
             return
         self._pushing.add(update)
-        problem, sent = "", 0
         try:
-            async with TaskGroup() as group:
-                parts = [group.create_task(self._push_shard(route, generation, update)) for route in self._routes]
-            sent = sum(part.result() for part in parts)
-        except* (Refused, Unavailable, UserError) as errors:
-            problem = "; ".join(str(e) for e in errors.exceptions)
+            sent, problem = await self._with_every_shard(lambda route: self._push_shard(route, generation, update))
         finally:
             self._pushing.discard(update)
         if problem:
@@ -257,6 +250,18 @@ class WorkerHost:
 
     # -- machinery --------------------------------------------------------------------------------------------
 
+    async def _with_every_shard(self, move: Callable[[Route], Coroutine[Any, Any, int]]) -> tuple[int, str]:
+        """Bytes moved in all, and what went wrong. When routes change, nobody may be left where the old ones led: then
+        it begins anew by the new ones. What a shard has already it takes for done."""
+        while True:
+            rerouted = self._rerouted
+            async with TaskGroup() as group:
+                attempt = group.create_task(_attempt([move(route) for route in self._routes]))
+                watch = group.create_task(_cancel_when(rerouted, attempt))
+                attempt.add_done_callback(lambda _, watch=watch: watch.cancel())  # type: ignore[misc]
+            if not attempt.cancelled():
+                return attempt.result()
+
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
@@ -272,6 +277,22 @@ class WorkerHost:
             self._tasks = tasks
             while True:
                 await self.execute(await self._link.commands.get())
+
+
+async def _attempt(moves: list[Coroutine[Any, Any, int]]) -> tuple[int, str]:
+    problem, moved = "", 0
+    try:
+        async with TaskGroup() as group:
+            parts = [group.create_task(move) for move in moves]
+        moved = sum(part.result() for part in parts)
+    except* (Refused, Unavailable, ValueError, UserError) as errors:
+        problem = "; ".join(str(e) for e in errors.exceptions)
+    return moved, problem
+
+
+async def _cancel_when(event: asyncio.Event, task: asyncio.Task[Any]) -> None:
+    await event.wait()
+    task.cancel()
 
 
 def _computed(update: str, outcome: Outcome) -> Computed:

@@ -87,4 +87,4 @@ class Calls:
     def turns(self, dialled: Dialled, now: float) -> None:
         for call in self._calls:
             if call.attempt.dialled is dialled:
-                call.attempt.alive(now)
+                call.attempt.turns(now)

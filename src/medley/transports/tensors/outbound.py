@@ -45,6 +45,7 @@ class Attempt:
     transfer: int | None = None
     retry_at: float = 0.0
     finished: bool = False
+    turned: bool = False
 
     def wanted(self, now: float) -> bool:
         return not self.finished and self.transfer is None and self.dialled.up and now >= self.retry_at
@@ -52,7 +53,13 @@ class Attempt:
     def alive(self, now: float, *, progress: bool = False) -> None:
         self.alive_at = now
         if progress:
-            self.progress_at = now
+            self.progress_at, self.turned = now, False
+
+    def turns(self, now: float) -> None:
+        """Another way is tried. It has its own time, once: two that fail in turn must not lend each other theirs."""
+        if not self.turned:
+            self.turned = True
+            self.alive(now)
 
     def detach(self) -> None:
         if self.transfer is not None:
