@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Literal
 
 from medley.protocol.codec import Codec
@@ -23,6 +24,7 @@ ROWS_MAX = 256  # of one micro-batch
 TOKENS_MAX = 4096
 HOPS_MAX = 256
 LOGPROBS_MAX = 64
+TOKEN_MAX = (1 << 32) - 1  # of token ids
 WORD_NBYTES_MAX = 1 << 20
 KNOCK_NBYTES_MAX = 1 << 20
 _LENGTH = struct.Struct("<I")
@@ -391,8 +393,8 @@ def unpack(post: memoryview) -> tuple[Word, memoryview]:
     word: Word = WORDS.decode(post[_LENGTH.size : _LENGTH.size + length])
     if isinstance(word, Pass):
         _check(word)
-    elif isinstance(word, Reach | Knock) and not 0 <= word.nbytes <= KNOCK_NBYTES_MAX:
-        raise FrameError(f"{word.nbytes} bytes to time a link with")
+    elif not _makes_sense(word):
+        raise FrameError(f"a {type(word).__name__} that makes no sense")
     return word, post[_LENGTH.size + length :]
 
 
@@ -412,6 +414,41 @@ def body_nbytes(word: Pass) -> int:
             return tokens * word.width * 2
         case "fp32":
             return tokens * word.width * 4
+
+
+def _makes_sense(word: Word) -> bool:
+    """Bounds that every receiver may count on: spans, counts, places, and numbers to compute with."""
+    match word:
+        case Load() | Unload() | Replicate() | AskHeld():
+            return 0 <= word.first < word.end
+        case Shadow():
+            return 0 <= word.first < word.end and word.start >= 0
+        case Missing():
+            return 0 <= word.first < word.end and word.held >= 0
+        case Layout(_, hops):
+            return len(hops) <= HOPS_MAX and all(0 <= hop.first < hop.end for hop in hops)
+        case Probe() | Alive():
+            return 0 <= word.place < HOPS_MAX
+        case Reach() | Knock():
+            return 0 <= word.nbytes <= KNOCK_NBYTES_MAX
+        case Measured(_, layer_s, head_s, memory_nbytes):
+            return all(0 < seconds < inf for seconds in (*layer_s, *head_s)) and memory_nbytes >= 0
+        case Reached(_, rtt_s, bandwidth):
+            return 0 <= rtt_s < inf and 0 < bandwidth < inf
+        case Held(_, _, positions):
+            return all(position.held >= 0 for position in positions)
+        case Drawn(_, _, draws):
+            return len(draws) <= TOKENS_MAX and all(map(_drawable, draws))
+        case StageStatus():
+            return isfinite(word.pass_s) and isfinite(word.busy)
+        case _:
+            return True
+
+
+def _drawable(draw: Draw) -> bool:
+    """Token ids travel on as u32; what a client is shown is JSON, which has no word for a number that is none."""
+    told = (Alternative(draw.token, draw.logprob), *draw.top)
+    return len(told) <= LOGPROBS_MAX + 1 and all(0 <= one.token <= TOKEN_MAX and isfinite(one.logprob) for one in told)
 
 
 def _check(word: Pass) -> None:
