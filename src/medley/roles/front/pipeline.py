@@ -8,7 +8,7 @@ that. Which machines the hops are is decided elsewhere (`layouts`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,7 @@ from medley.protocol.stages.events import Emit, Explain, Fail, FrontEffect, Post
 from medley.protocol.stages.words import (
     Alive,
     AskHeld,
+    Draw,
     Drawn,
     Free,
     Held,
@@ -58,6 +59,12 @@ class Batch:
     rows: tuple[Flight, ...]
     tokens: int
     sent_ns: int
+
+    def fits(self, draws: Sequence[Draw]) -> bool:
+        """Whether these are the answer: one draw for each sample of each row, in order."""
+        rows = [flight.row for flight in self.rows]
+        ends = [(row.request, row.start + row.count - k) for row in rows for k in reversed(range(row.samples))]
+        return ends == [(draw.request, draw.position) for draw in draws]
 
 
 @dataclass(slots=True)
@@ -211,9 +218,10 @@ class Pipeline:
     # -- and back -----------------------------------------------------------------------------------------------------
 
     def drawn(self, word: Drawn, now_ns: int) -> list[FrontEffect]:
-        batch = self.flying.pop(word.batch, None) if word.generation == self.generation else None
-        if batch is None:
+        batch = self.flying.get(word.batch) if word.generation == self.generation else None
+        if batch is None or not batch.fits(word.draws):
             return []
+        del self.flying[word.batch]
         self.patience.saw(batch.tokens, now_ns - max(batch.sent_ns, self._last_ns), now_ns - batch.sent_ns)
         self._last_ns = now_ns
         if batch.tokens <= len(batch.rows) * 2:
@@ -226,11 +234,11 @@ class Pipeline:
             out += self._taken(flight, draws)
         return out
 
-    def _taken(self, flight: Flight, draws: tuple[object, ...]) -> list[FrontEffect]:
+    def _taken(self, flight: Flight, draws: tuple[Draw, ...]) -> list[FrontEffect]:
         request = flight.request
         if not draws or self.requests.get(request.id) is not request:
             return []
-        taken, finish = request.take(draws, flight.drafted)  # type: ignore[arg-type]
+        taken, finish = request.take(draws, flight.drafted)
         self.emitted += len(taken)
         if finish:
             del self.requests[request.id]
@@ -366,7 +374,7 @@ class Pipeline:
         return self.patience.limit_ns(256) > HELD_NS
 
     def alive(self, word: Alive, now_ns: int) -> None:
-        if word.generation == self.generation:
+        if word.generation == self.generation and 0 <= word.place < len(self.hops):
             self.walks.answered(word.number, word.place, word.busy_ns, now_ns)
 
     def _walked(self, walk: Walk, now_ns: int) -> tuple[list[FrontEffect], tuple[NodeId, str] | None]:
