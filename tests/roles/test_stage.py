@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from medley.protocol.messages import Address
@@ -60,9 +61,11 @@ def passing(
     batch: int = 1,
     place: int = 0,
     rows: tuple[Row, ...] = (Row(1, 0, 4, 1),),
-    opens: tuple[int, ...] = (),
+    opens: tuple[int, ...] | None = None,
     frees: tuple[int, ...] = (),
 ) -> Pass:
+    """It opens its own rows, if nothing else is said."""
+    opens = tuple(row.request for row in rows) if opens is None else opens
     openings = tuple(Opening(request, 0.0, 1.0, 0, 0, 0, -1, 0, 0) for request in opens)
     return Pass(generation, batch, place, rows, openings, frees, "tokens", 0, ())
 
@@ -113,7 +116,7 @@ def test_passes_are_computed_one_at_a_time_in_order_of_arrival() -> None:
 
 def test_the_last_hop_answers_the_front_with_the_draws_and_what_each_hop_took() -> None:
     script = Script("b")
-    word = Pass(1, 5, 1, (Row(1, 0, 4, 1),), (), (), "fp32", 8, (30,))
+    word = replace(passing(batch=5, place=1), wire="fp32", width=8, spent_ns=(30,))
     script.hear(word, "hidden")
     script.now_ns = 12
     draw = Draw(1, 4, 99, 0.0, ())
@@ -131,6 +134,18 @@ def test_a_refusal_goes_to_the_front_and_nothing_goes_on() -> None:
     script, word = Script(), passing()
     (post,) = script.computed(word, refused=Refused(1, "gap", 3, "too far"))
     assert post == Post(FRONT, Refusal(1, 1, 0, 1, "gap", 3, "too far"))
+
+
+def test_a_pass_whose_request_was_never_opened_here_is_refused_and_the_next_one_computed() -> None:
+    """It holds copied KV of that request, but the pass that says how its tokens are drawn was lost on its way."""
+    script = Script("b")
+    script.hear(shadow(1, 0, 8, 2, 4))
+    script.hear(layout(2, ("a", 0, 2), ("b", 2, 4)))
+    lost = passing(2, 1, 1, (Row(1, 8, 1, 1),), opens=(), frees=(7,))
+    refusal = Refusal(2, 1, 1, 1, "gap", 0, "the pass that opened request 1 never came")
+    assert script.hear(lost, "hidden") == [Forget((7,)), Post(FRONT, refusal)]
+    word = passing(2, 2, 1, (Row(1, 8, 1, 1),))
+    assert script.hear(word, "hidden") == [Compute(word, 2, 4, "hidden")]
 
 
 def test_a_pass_for_somebody_elses_hop_or_beyond_the_queue_is_rejected() -> None:

@@ -163,11 +163,21 @@ class Stage:
         if self.computing is not None or not self._queue:
             return []
         word, body = self._queue.popleft()
-        self.computing, self._began_ns = word, now_ns
+        opened = {opening.request for opening in word.opens}
         told = self._forget(word.frees)
-        self._opened({opening.request for opening in word.opens})
+        unopened = next((row.request for row in word.rows if row.request not in self._mine | opened), None)
+        if unopened is not None:
+            refused = self._unopened(word, unopened)
+            return [Forget(word.frees), *told, refused, *self._next(now_ns)]
+        self.computing, self._began_ns = word, now_ns
+        self._opened(opened)
         hop = self._hop = self.layout.hops[word.place]
         return [*told, Compute(word, hop.first, hop.end, body)]
+
+    def _unopened(self, word: Pass, request: RequestId) -> Post:
+        """The pass that opened it in this layout never came, so nobody here knows how its tokens are drawn."""
+        reason = f"the pass that opened request {request} never came"
+        return Post(self.front, Refusal(word.generation, word.batch, word.place, request, "gap", 0, reason))
 
     def _opened(self, requests: set[RequestId]) -> None:
         self._copies.opened(requests - self._requests)
@@ -190,9 +200,8 @@ class Stage:
         if word.generation != self.layout.generation:
             return []
         if refused is not None:
-            lost = refused.kind == "bad" and refused.request not in self._mine  # the pass that opened it never came
-            kind = "gap" if lost else refused.kind
-            said = Refusal(word.generation, word.batch, word.place, refused.request, kind, refused.held, refused.reason)
+            kind, request = refused.kind, refused.request
+            said = Refusal(word.generation, word.batch, word.place, request, kind, refused.held, refused.reason)
             return [Post(self.front, said)]
         spent = (*word.spent_ns, now_ns - self._began_ns)
         out = self._on(word, event, spent)
