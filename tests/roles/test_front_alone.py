@@ -11,6 +11,7 @@ from medley.protocol.messages import Address
 from medley.protocol.stages.events import Asked, Explain, FrontEffect, FrontEvent, Heard, MachineDown, MachineUp, Post
 from medley.protocol.stages.events import Tick as Ticked
 from medley.protocol.stages.words import (
+    NOWHERE,
     Alive,
     AskHeld,
     Draw,
@@ -22,6 +23,7 @@ from medley.protocol.stages.words import (
     Measured,
     Pass,
     Probe,
+    Replicate,
 )
 from medley.roles.front.front import Front
 from medley.roles.front.pipeline import Pipeline
@@ -139,3 +141,23 @@ def test_draws_that_do_not_fit_their_batch_are_not_taken(draws: tuple[Draw, ...]
     assert script.pipeline.requests[1].generated == 0
     script.hear(Drawn(word.generation, word.batch, (Draw(1, 3, 7, 0.0, ()),), (1, 1, 1)), "n2")
     assert script.pipeline.requests[1].tokens[3:] == [7]
+
+
+# -- what a front owes to those that live on -------------------------------------------------------------------------
+
+
+def test_nobody_goes_on_copying_to_a_reserve_that_died() -> None:
+    script = Script(5, survive=1).serve()
+    script.run(5)
+    part, buddy = next((key[1], who) for key, who in script.front.layouts.reserved.items() if who in ("n3", "n4"))
+    script.said.clear()
+    script.tell(MachineDown(buddy, "killed"))
+    (stop,) = script.heard(Replicate, part.machine)
+    assert (stop.first, stop.end, stop.node, stop.address) == (part.first, part.end, buddy, NOWHERE)
+    for _ in range(200):
+        script.tick()
+    assert script.heard(Load)
+    assert script.heard(Replicate, part.machine) == [stop]
+    script.answered([effect for effect in script.said if isinstance(effect, Post)])
+    (begun, *_) = [word for word in script.heard(Replicate, part.machine) if word.address.endpoint]
+    assert begun.node != buddy

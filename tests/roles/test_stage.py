@@ -23,6 +23,7 @@ from medley.protocol.stages.events import (
     Unjoined,
 )
 from medley.protocol.stages.words import (
+    NOWHERE,
     Alive,
     AskHeld,
     Draw,
@@ -313,7 +314,8 @@ def test_a_copy_that_is_stopped_gets_nothing_more_but_hears_what_has_ended() -> 
     script = Script()
     script.hear(COPY)
     script.computed(passing(opens=(1,)), hidden="x")
-    assert script.hear(Replicate(2, 0, 2, "", Address("", ""))) == [Halt(0, 2, WHERE["c"])]
+    assert script.hear(Replicate(2, 0, 2, "d", NOWHERE)) == script.hear(Replicate(2, 0, 1, "c", NOWHERE)) == []
+    assert script.hear(Replicate(2, 0, 2, "c", NOWHERE)) == [Halt(0, 2, WHERE["c"])]
     assert len(script.computed(passing(batch=2, rows=(Row(1, 4, 1, 1),)), hidden="x")) == 1
     assert script.hear(Free((1,))) == [Forget((1,)), Post(WHERE["c"], Ended((1,)))]
     assert script.hear(Free((1,))) == [Forget((1,))]

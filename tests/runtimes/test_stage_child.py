@@ -21,6 +21,7 @@ from medley.engines.stage_wire import encode_tokens
 from medley.models.described import fingerprint
 from medley.models.weightfiles import WeightFiles, directory_files
 from medley.protocol.stages.words import (
+    NOWHERE,
     Alive,
     Drawn,
     Free,
@@ -190,7 +191,7 @@ async def test_garbage_is_dropped_and_hurts_nobody(three: Three, network: Any, r
     front.post(three.a.address, Shadow(front.address, request_id, 0, 2, 0, 4, 1, 1, "fp32"), [b"12"])
     front.post(three.a.address, Shadow(front.address, request_id, 5, 99, 0, 4, 1, 1, "int8"))
     front.post(three.a.address, Replicate(front.number(), 7, 3, "c", three.c.address))
-    front.post(three.a.address, Replicate(front.number(), 7, 3, "", front.address))
+    front.post(three.a.address, Replicate(front.number(), 7, 3, "c", NOWHERE))
     assert await front.generate(request_id, PROMPT, 2) == expected(network, PROMPT, 2)
 
 
@@ -236,7 +237,7 @@ async def test_a_copy_holds_what_its_source_holds_and_goes_on_in_its_place(
     held = (await front.held(a, 0, 2))[request_id]
     assert held == len(PROMPT) + 5
     await until_async(lambda: _holds(front, c, request_id, held), what="the copy is whole")
-    front.post(a.address, Replicate(front.number(), 0, 2, "", front.address))
+    front.post(a.address, Replicate(front.number(), 0, 2, "c", NOWHERE))
     front.lay_out([(c, 0, 2), (three.b, 2, 4)])
     opened = [request_id]
     for _ in range(4):
@@ -267,7 +268,7 @@ async def test_a_freed_request_is_forgotten_everywhere_its_copies_too(three: Thr
     front.post(a.address, Free((request_id,)))
     assert request_id not in await front.held(a, 0, 2)
     await until_async(lambda: _holds_not(front, c, request_id), what="the copy is forgotten")
-    front.post(a.address, Replicate(front.number(), 0, 2, "", front.address))
+    front.post(a.address, Replicate(front.number(), 0, 2, "c", NOWHERE))
 
 
 async def _holds_not(front: HandFront, child: Child, request: int) -> bool:

@@ -10,7 +10,6 @@ from collections import deque
 from typing import assert_never
 
 from medley.protocol.ids import NodeId
-from medley.protocol.messages import Address
 from medley.protocol.stages.events import (
     Arrived,
     Body,
@@ -29,6 +28,7 @@ from medley.protocol.stages.events import (
     Unjoined,
 )
 from medley.protocol.stages.words import (
+    NOWHERE,
     Alive,
     AskHeld,
     Drawn,
@@ -54,7 +54,6 @@ QUEUE_MAX = 256  # passes that wait here; a front has far fewer in flight
 PARKED_MAX = 64
 FREED_MAX = 4096  # request ids whose late copies are not taken any more
 
-NOWHERE = Address("", "")
 NOBODY = Layout(0, (), NOWHERE, "bf16")
 
 

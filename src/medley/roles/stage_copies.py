@@ -41,12 +41,13 @@ class Copies:
 
     def replicate(self, word: Replicate, requests: Iterable[RequestId]) -> list[StageEffect]:
         """Everything held so far at once, whatever comes after each pass. Said again it changes nothing."""
-        if not word.node:
-            return [self._halt(key) for key in list(self._copies) if key[1:] == (word.first, word.end)]
-        present = self._copies.get((word.node, word.first, word.end))
+        key = (word.node, word.first, word.end)
+        present = self._copies.get(key)
+        if not word.address.endpoint:
+            return [] if present is None else [self._halt(key)]
         if present is not None and present.wanted == word:
             return []
-        copy = self._copies[word.node, word.first, word.end] = Copy(word)
+        copy = self._copies[key] = Copy(word)
         out: list[StageEffect] = []
         for request in sorted(requests):
             known = self._known(request)

@@ -27,6 +27,7 @@ LOGPROBS_MAX = 64
 TOKEN_MAX = (1 << 32) - 1  # of token ids
 WORD_NBYTES_MAX = 1 << 20
 KNOCK_NBYTES_MAX = 1 << 20
+NOWHERE = Address("", "")
 _LENGTH = struct.Struct("<I")
 
 WireType = Literal["tokens", "fp32", "bf16", "int8"]
@@ -129,7 +130,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Replicate:
-    """Copy KV of layers [first, end) to `node`, every request's from position 0 on, until an empty `node` stops it."""
+    """Copy KV of layers [first, end) to `node`, each request from position 0 on; an empty `address` stops it."""
 
     number: int
     first: int

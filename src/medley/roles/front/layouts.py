@@ -16,7 +16,7 @@ from medley.protocol.ids import NS_PER_S, NodeId
 from medley.protocol.messages import Address
 from medley.protocol.stages.events import Explain, FrontEffect, Post
 from medley.protocol.stages.words import (
-    AskHeld,
+    NOWHERE,
     Held,
     Hop,
     Load,
@@ -96,8 +96,7 @@ class Layouts:
         """Whatever counted on this machine begins anew, its pipeline first."""
         self.loads = {n: load for n, load in self.loads.items() if load[0] != node}
         self.measures = {n: who for n, who in self.measures.items() if who != node}
-        self.reserved = {k: who for k, who in self.reserved.items() if node not in (who, k[1].machine)}
-        out: list[FrontEffect] = []
+        out = self._end_reserves([key for key, who in self.reserved.items() if node in (who, key[1].machine)])
         for name, change in list(self.changes.items()):
             if any(part.machine == node for part in change.parts):
                 out += self._abandon(name, f"{node} is gone")
@@ -214,7 +213,6 @@ class Layouts:
             return []
         self._again_ns = now_ns
         self._unanswered = {n: post for n, post in self._unanswered.items() if n in self.loads or n in self.measures}
-        self._copies = {key: post for key, post in self._copies.items() if key in self.reserved}
         moves = [Post(address, word) for change in self.changes.values() for address, word in change.copies]
         return [*self._unanswered.values(), *self._copies.values(), *moves]
 
@@ -315,19 +313,9 @@ class Layouts:
             since_ns = pipeline.down_ns or change.since_ns
             return self._install(pipeline, change.parts, change.why, since_ns, now_ns)
         if not change.copying:
-            return self._copy(pipeline, change, now_ns)
+            change.since_ns = now_ns
+            return change.copy(pipeline.hops, self.machines.known, self.numbers)
         return self._switch(pipeline, change, now_ns)
-
-    def _copy(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
-        change.copying, change.since_ns = True, now_ns
-        for hop in pipeline.hops:
-            for part in change.parts:
-                first, end = max(hop.first, part.first), min(hop.end, part.end)
-                if first < end and part.machine != hop.node:
-                    to = self.machines.known[part.machine].address
-                    word = Replicate(self.numbers.next(), first, end, part.machine, to)
-                    change.copies.append((hop.address, word))
-        return [Post(address, word) for address, word in change.copies]
 
     def _switch(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
         """When the copies are close behind: stop, let what is in flight end, wait until they are whole, change over."""
@@ -340,17 +328,7 @@ class Layouts:
             change.still_ns = change.still_ns or now_ns
             if change.behind(pipeline.requests.values()) == 0 or now_ns - change.still_ns > CATCH_UP_NS:
                 return self._change_over(pipeline, change, now_ns)
-        return self._ask(change)
-
-    def _ask(self, change: Change) -> list[FrontEffect]:
-        if change.asked:
-            return []
-        out: list[FrontEffect] = []
-        for part in change.parts:
-            number = self.numbers.next()
-            change.asked[number] = part
-            out.append(Post(self.machines.known[part.machine].address, AskHeld(number, 0, part.first, part.end)))
-        return out
+        return change.ask(self.machines.known, self.numbers)
 
     def _change_over(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
         del self.changes[pipeline.name]
@@ -375,7 +353,7 @@ class Layouts:
     def _install(
         self, pipeline: Pipeline, parts: Sequence[Part], why: str, since_ns: int, now_ns: int
     ) -> list[FrontEffect]:
-        stops = self._stop_reserves(pipeline, parts)
+        stops = self._end_reserves([key for key in self.reserved if key[0] == pipeline.name and key[1] not in parts])
         known = self.machines.known
         hops = tuple(
             Hop(place, p.machine, known[p.machine].address, p.first, p.end) for place, p in enumerate(merged(parts))
@@ -385,18 +363,6 @@ class Layouts:
         pipeline.wire = wire.plan
         told = f"; {wire.reason}" if wire.reason else ""
         return [*stops, *pipeline.install(hops, f"{why}; layers {layers}{told}", since_ns, now_ns)]
-
-    def _stop_reserves(self, pipeline: Pipeline, parts: Sequence[Part]) -> list[FrontEffect]:
-        """Of hops that are no more; the others keep theirs."""
-        ended = [part for name, part in self.reserved if name == pipeline.name and part not in parts]
-        out: list[FrontEffect] = []
-        for part in ended:
-            del self.reserved[pipeline.name, part]
-            view = self.machines.known.get(part.machine)
-            if view is not None and view.up:
-                word = Replicate(self.numbers.next(), part.first, part.end, "", Address("", ""))
-                out.append(Post(view.address, word))
-        return out
 
     def _unload(self, now_ns: int) -> list[FrontEffect]:
         """Layers that no layout needs where they are."""
@@ -462,6 +428,17 @@ class Layouts:
         word = Replicate(self.numbers.next(), part.first, part.end, node, self.machines.known[node].address)
         self._copies[pipeline.name, part] = Post(hop.address, word)
         return [self._copies[pipeline.name, part]]
+
+    def _end_reserves(self, keys: Sequence[tuple[str, Part]]) -> list[FrontEffect]:
+        """No copies of these hops go to whoever held them in reserve."""
+        out: list[FrontEffect] = []
+        for key in keys:
+            holder, part = self.reserved.pop(key), key[1]
+            self._copies.pop(key, None)
+            view = self.machines.known.get(part.machine)
+            if view is not None and view.up:
+                out.append(Post(view.address, Replicate(self.numbers.next(), part.first, part.end, holder, NOWHERE)))
+        return out
 
     # -- better layouts -----------------------------------------------------------------------------------------------
 
