@@ -24,6 +24,7 @@ from medley.protocol.stages.words import (
     Pass,
     Probe,
     Replicate,
+    Unload,
 )
 from medley.roles.front.front import Front
 from medley.roles.front.pipeline import Pipeline
@@ -32,7 +33,6 @@ from medley.roles.front.planning import FrontOptions
 SHAPE = ModelShape("toy", 6, 1 << 20, 1 << 20, 1 << 20, 64, 64)
 S = 1_000_000_000
 EVERY_NS = S // 20
-SECONDS = (0.001, 0.002, 0.1)
 
 
 def where(name: str, life: int = 1) -> Address:
@@ -43,6 +43,7 @@ class Script:
     """A front, and stages that say what they are asked, unless a test speaks for them."""
 
     def __init__(self, hosts: int = 3, pins: str = "n0=2,n1=2,n2=2", **options: Any) -> None:
+        self.measured: dict[str, tuple[float, int]] = {}  # seconds of a layer, bytes of memory
         wanted = Wanted(kv_tokens=4096)
         links = Links(Link(1e-4, 1e9))
         self.front = Front(
@@ -78,7 +79,9 @@ class Script:
                 case Post(to, AskHeld(number, generation)):
                     self.answered(self.hear(Held(number, generation, ()), node_at(to)))
                 case Post(to, Measure(number)):
-                    self.answered(self.hear(Measured(number, SECONDS, SECONDS, 1 << 30), node_at(to)))
+                    seconds, nbytes = self.measured.get(node_at(to), (0.001, 1 << 30))
+                    times = (seconds, 2 * seconds, 100 * seconds)
+                    self.answered(self.hear(Measured(number, times, times, nbytes), node_at(to)))
 
     def run(self, seconds: float) -> None:
         for _ in range(int(seconds * S) // EVERY_NS):
@@ -161,3 +164,34 @@ def test_nobody_goes_on_copying_to_a_reserve_that_died() -> None:
     script.answered([effect for effect in script.said if isinstance(effect, Post)])
     (begun, *_) = [word for word in script.heard(Replicate, part.machine) if word.address.endpoint]
     assert begun.node != buddy
+
+
+def test_layers_that_were_loaded_for_a_change_that_was_given_up_are_known() -> None:
+    script = Script()
+    while not script.heard(Load):
+        script.tick()
+    loads = {to: word for to in ("n0", "n1", "n2") for word in script.heard(Load, to)}
+    script.tell(MachineDown("n2", "killed"))
+    for node in ("n0", "n1"):
+        word = loads[node]
+        script.hear(Loaded(word.number, word.first, word.end, 1, 0.1), node)
+    known = script.front.layouts.machines.known
+    assert {node: known[node].loaded for node in known} == {"n0": {0, 1}, "n1": {2, 3}, "n2": set()}
+
+
+def test_a_machine_lets_go_of_old_layers_before_it_loads_those_of_a_new_plan() -> None:
+    """Its memory was planned for the new ones only."""
+    layers_nbytes = 4 * ((1 << 20) + 4096 * 64) + (1 << 20)
+    memory_nbytes = int(((512 << 20) + layers_nbytes) / 0.8) + 1000
+    script = Script(3, pins="")
+    script.measured = {f"n{n}": (seconds, memory_nbytes) for n, seconds in enumerate((0.002, 0.001, 0.003))}
+    script.serve()
+    before = {hop.node: (hop.first, hop.end) for hop in script.pipeline.hops}
+    assert before == {"n0": (0, 2), "n1": (2, 6)}
+    script.said.clear()
+    script.tell(MachineDown("n1", "killed"))
+    script.run(2)
+    assert {hop.node: (hop.first, hop.end) for hop in script.pipeline.hops} == {"n2": (0, 2), "n0": (2, 6)}
+    posts = [e.word for e in script.said if isinstance(e, Post) and node_at(e.to) == "n0"]
+    changes = [(type(word), word.first, word.end) for word in posts if isinstance(word, Load | Unload)]
+    assert changes == [(Unload, 0, 2), (Load, 2, 6)]

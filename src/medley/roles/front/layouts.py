@@ -256,7 +256,8 @@ class Layouts:
             parts = layouts[0] if layouts else None
         if parts is None:
             return self._say(pipeline.name, f"it waits for machines: {decision.reason}")
-        return self._begin(pipeline, parts, "layers were lost with their machine", False, now_ns)
+        stops = self._stop_reserves(pipeline, parts)
+        return [*stops, *self._begin(pipeline, parts, "layers were lost with their machine", False, now_ns)]
 
     def _may_plan(self, living: Sequence[MachineView], now_ns: int) -> bool:
         """Not with every tick: a plan of many machines takes as long as one."""
@@ -282,7 +283,7 @@ class Layouts:
     def _begin(self, pipeline: Pipeline, parts: Parts, why: str, live: bool, now_ns: int) -> list[FrontEffect]:
         change = Change(parts, why, live, now_ns)
         self.changes[pipeline.name] = change
-        out: list[FrontEffect] = []
+        out = [] if live else self._unload(now_ns)  # memory was planned for what these parts say
         for part in parts:
             effects, number = self._load(part)
             out += effects
@@ -306,8 +307,7 @@ class Layouts:
 
     def _advance(self, pipeline: Pipeline, change: Change, now_ns: int) -> list[FrontEffect]:
         if change.loads:
-            late = now_ns - change.since_ns > LOAD_NS
-            return self._abandon(pipeline.name, "loading took too long") if late else []
+            return self._too_late(pipeline.name, change) if now_ns - change.since_ns > LOAD_NS else []
         if not change.live or pipeline.state == "down":
             del self.changes[pipeline.name]
             since_ns = pipeline.down_ns or change.since_ns
@@ -340,20 +340,22 @@ class Layouts:
             *self._unload(now_ns),
         ]
 
+    def _too_late(self, name: str, change: Change) -> list[FrontEffect]:
+        self.loads = {number: load for number, load in self.loads.items() if number not in change.loads}
+        return self._abandon(name, "loading took too long")
+
     def _abandon(self, name: str, reason: str) -> list[FrontEffect]:
         change = self.changes.pop(name)
         for pipeline in self.pipelines:
             if pipeline.name == name:
                 pipeline.go_on()
-        for number in change.loads:
-            self.loads.pop(number, None)
         self.pipelines = [p for p in self.pipelines if p.hops or p.name in self.changes]  # else it is planned anew
         return [*change.stops(), Explain(name, f"the change of layout is given up: {reason}")]
 
     def _install(
         self, pipeline: Pipeline, parts: Sequence[Part], why: str, since_ns: int, now_ns: int
     ) -> list[FrontEffect]:
-        stops = self._end_reserves([key for key in self.reserved if key[0] == pipeline.name and key[1] not in parts])
+        stops = self._stop_reserves(pipeline, parts)
         known = self.machines.known
         hops = tuple(
             Hop(place, p.machine, known[p.machine].address, p.first, p.end) for place, p in enumerate(merged(parts))
@@ -368,7 +370,7 @@ class Layouts:
         """Layers that no layout needs where they are."""
         needed: dict[NodeId, set[int]] = {}
         for pipeline in self.pipelines:
-            for hop in pipeline.hops:
+            for hop in pipeline.hops if pipeline.state != "down" or pipeline.name not in self.changes else ():
                 needed.setdefault(hop.node, set()).update(range(hop.first, hop.end))
         for (_, part), node in self.reserved.items():
             needed.setdefault(node, set()).update(range(part.first, part.end))
@@ -428,6 +430,10 @@ class Layouts:
         word = Replicate(self.numbers.next(), part.first, part.end, node, self.machines.known[node].address)
         self._copies[pipeline.name, part] = Post(hop.address, word)
         return [self._copies[pipeline.name, part]]
+
+    def _stop_reserves(self, pipeline: Pipeline, parts: Sequence[Part]) -> list[FrontEffect]:
+        """Of hops that are no more; the others keep theirs."""
+        return self._end_reserves([key for key in self.reserved if key[0] == pipeline.name and key[1] not in parts])
 
     def _end_reserves(self, keys: Sequence[tuple[str, Part]]) -> list[FrontEffect]:
         """No copies of these hops go to whoever held them in reserve."""
