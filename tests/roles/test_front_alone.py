@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from medley.policies.pipeline.describe import Link, Links, ModelShape, Wanted
 from medley.protocol.messages import Address
-from medley.protocol.stages.events import Asked, Explain, FrontEffect, FrontEvent, Heard, MachineDown, MachineUp, Post
+from medley.protocol.stages.events import (
+    Asked,
+    Explain,
+    FrontEffect,
+    FrontEvent,
+    Gone,
+    Heard,
+    MachineDown,
+    MachineUp,
+    Post,
+)
 from medley.protocol.stages.events import Tick as Ticked
 from medley.protocol.stages.words import (
     NOWHERE,
@@ -95,6 +106,16 @@ class Script:
     def ask(self, request: int = 1, tokens: int = 3) -> Pass:
         (word,) = passes(self.tell(Asked(request, tuple(range(1, tokens + 1)), 10, frozenset(), draft=False)))
         return word
+
+    def asks(self, request: int, prompt: Iterable[int]) -> None:
+        self.tell(Asked(request, tuple(prompt), 10, frozenset(), draft=False))
+
+    def draws(self) -> None:
+        """The oldest batch in flight comes back."""
+        number, batch = next(iter(self.pipeline.flying.items()))
+        rows = [flight.row for flight in batch.rows if flight.row.samples]
+        draws = tuple(Draw(row.request, row.start + row.count, 5, 0.0, ()) for row in rows)
+        self.hear(Drawn(self.pipeline.generation, number, draws, (1, 1, 1)), "n2")
 
     def heard(self, kind: type, to: str = "") -> list[Any]:
         """Words of this kind that were posted, to that machine."""
@@ -195,3 +216,32 @@ def test_a_machine_lets_go_of_old_layers_before_it_loads_those_of_a_new_plan() -
     posts = [e.word for e in script.said if isinstance(e, Post) and node_at(e.to) == "n0"]
     changes = [(type(word), word.first, word.end) for word in posts if isinstance(word, Load | Unload)]
     assert changes == [(Unload, 0, 2), (Load, 2, 6)]
+
+
+def test_two_pipelines_that_wait_say_so_once_each() -> None:
+    script = Script(3, "n0=3,n1=3/n2=6").serve()
+    for node in ("n1", "n2"):
+        script.tell(MachineDown(node, "killed"))
+    script.said.clear()
+    script.run(5)
+    assert sorted(text for text in script.explained() if "waits" in text) == [
+        "it waits for machines: nobody else holds layers 0 to 5",
+        "it waits for machines: nobody else holds layers 3 to 5",
+    ]
+
+
+def test_a_request_never_begins_as_a_copy_of_itself() -> None:
+    """Its donor left before it had its first row, for which there was no room beside the others'."""
+    script = Script().serve()
+    script.asks(1, range(1, 101))
+    script.draws()
+    script.draws()  # from here on it is known how many batches fill the hops
+    script.asks(2, range(1000, 2900))
+    script.asks(3, range(3000, 3600))
+    script.asks(4, (*range(1, 101), 200, 201))
+    script.draws()
+    assert script.pipeline.requests[4].donor == 1
+    script.tell(Gone(1))
+    script.draws()
+    (opening,) = [one for word in script.heard(Pass) for one in word.opens if one.request == 4]
+    assert (opening.donor, opening.donor_tokens) == (0, 0)

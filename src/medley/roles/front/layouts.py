@@ -63,7 +63,7 @@ class Layouts:
         self._unanswered: dict[int, Post] = {}  # loads and measurements, by their numbers
         self._again_ns = 0
         self.reason = "no machine has come yet"
-        self.said = ""
+        self._said: dict[str, str] = {}
         self._came_ns = 0
         self._think_ns = 0
         self._moved_ns = 0
@@ -273,9 +273,9 @@ class Layouts:
 
     def _say(self, subject: str, text: str) -> list[FrontEffect]:
         """Once, not with every tick."""
-        if text == self.said:
+        if text == self._said.get(subject):
             return []
-        self.said = text
+        self._said[subject] = text
         return [Explain(subject, text)]
 
     # -- changes ------------------------------------------------------------------------------------------------------
@@ -355,6 +355,7 @@ class Layouts:
     def _install(
         self, pipeline: Pipeline, parts: Sequence[Part], why: str, since_ns: int, now_ns: int
     ) -> list[FrontEffect]:
+        self._said.pop(pipeline.name, None)
         stops = self._stop_reserves(pipeline, parts)
         known = self.machines.known
         hops = tuple(

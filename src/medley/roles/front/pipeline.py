@@ -175,9 +175,10 @@ class Pipeline:
 
     def _rows(self) -> list[Flight]:
         waiting = sorted((r for r in self.requests.values() if not r.waiting and r.backlog > 0), key=lambda r: r.turn)
+        begun = [r for r in self.requests.values() if not r.fresh]
         for request in waiting:
             if request.fresh:
-                request.begin_as(*self._prefixes.best(request.tokens, self.requests.values()))
+                request.begin_as(*self._prefixes.best(request.tokens, begun))
         decoding = sum(r.waiting or r.backlog == 1 for r in self.requests.values())
         counts = compose([Ready(r.id, r.backlog) for r in waiting], decoding, self._groups())
         return [self._flight(self.requests[request], count, decoding) for request, count in counts.items()]
