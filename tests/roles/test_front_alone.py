@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medley.policies.pipeline.describe import Link, Links, ModelShape, Wanted
 from medley.protocol.messages import Address
@@ -40,6 +42,7 @@ from medley.protocol.stages.words import (
 from medley.roles.front.front import Front
 from medley.roles.front.pipeline import Pipeline
 from medley.roles.front.planning import FrontOptions
+from medley.roles.front.prefixes import common
 
 SHAPE = ModelShape("toy", 6, 1 << 20, 1 << 20, 1 << 20, 64, 64)
 S = 1_000_000_000
@@ -245,3 +248,10 @@ def test_a_request_never_begins_as_a_copy_of_itself() -> None:
     script.draws()
     (opening,) = [one for word in script.heard(Pass) for one in word.opens if one.request == 4]
     assert (opening.donor, opening.donor_tokens) == (0, 0)
+
+
+@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40), st.integers(0, 40))
+def test_the_longest_common_beginning(one: list[int], other: list[int], most: int) -> None:
+    most = min(most, len(one), len(other))
+    same = next((place for place in range(most) if one[place] != other[place]), most)
+    assert common(one, other, most) == same

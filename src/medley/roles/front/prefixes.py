@@ -6,7 +6,7 @@ stages do what the front says, so nothing is negotiated: what one of them holds,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from medley.roles.front.request import Request
 
@@ -41,11 +41,12 @@ class Prefixes:
     def forget(self, request: int) -> None:
         self._ended.pop(request, None)
 
-    def best(self, tokens: Sequence[int], living: Iterable[Request]) -> tuple[int, int]:
+    def best(self, tokens: list[int], living: Iterable[Request]) -> tuple[int, int]:
         """(request, how many first positions): the longest common beginning; at least one token is left to compute."""
         found = (0, 0)
         for other in [*self._ended.values(), *living]:
-            length = min(_common(other.tokens, tokens), other.sent, len(tokens) - 1)
+            most = min(len(other.tokens), other.sent, len(tokens) - 1)
+            length = common(other.tokens, tokens, most) if most > found[1] else 0
             if length >= max(WORTH_TOKENS, found[1] + 1):
                 found = (other.id, length)
         return found
@@ -56,8 +57,13 @@ class Prefixes:
         return oldest
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return place
-    return min(len(one), len(other))
+def common(one: list[int], other: list[int], most: int) -> int:
+    """How many first tokens are the same. By halves: many long requests may wait, and every token's way leads here."""
+    least = 0
+    while least < most:
+        middle = (least + most + 1) // 2
+        if one[least:middle] == other[least:middle]:
+            least = middle
+        else:
+            most = middle - 1
+    return least
