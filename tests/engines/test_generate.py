@@ -265,6 +265,13 @@ def test_uniform_is_a_function_of_its_key() -> None:
     assert abs(np.mean([uniform(9, 0, p) for p in range(2000)]) - 0.5) < 0.03
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-9])
+def test_next_to_no_temperature_draws_the_likeliest(temperature: float) -> None:
+    logits = np.array([1.0, 5.0, 3.0, 2.0], np.float32)
+    for top_p in (1.0, 0.9, 0.0):
+        assert draw(logits, Sampling(temperature=temperature, top_p=top_p, seed=3), 4) == 1
+
+
 def test_draw_follows_the_distribution_and_its_bounds() -> None:
     probs = np.array([0.5, 0.3, 0.15, 0.05])
     logits = np.log(probs).astype(np.float32)

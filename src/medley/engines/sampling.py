@@ -54,8 +54,10 @@ def draw(logits_V: NDArray[np.float32], sampling: Sampling, position: int) -> in
     if sampling.temperature <= 0:
         return int(np.argmax(logits_V))
     order_K = _likeliest(logits_V, sampling.top_k)
-    scaled_K = logits_V[order_K].astype(np.float64) / sampling.temperature
-    probs_K = np.exp(scaled_K - scaled_K[0])
+    below_K = logits_V[order_K].astype(np.float64)
+    below_K -= below_K[0]
+    with np.errstate(over="ignore"):  # next to no temperature: all but the likeliest are infinitely far below
+        probs_K = np.exp(below_K / sampling.temperature)
     cumulative_K = np.cumsum(probs_K)
     kept = _nucleus(cumulative_K, sampling.top_p)
     mark = uniform(sampling.seed, sampling.choice, position) * cumulative_K[kept - 1]
