@@ -12,11 +12,7 @@ from medley.engines.wording import Piece, Request, Telling, Wording
 from medley.protocol.errors import MedleyError
 from medley.protocol.stages.events import Asked, Emit, Fail, Gone
 from medley.protocol.stages.words import Draw
-from medley.serving.engine import Ticket
-
-
-class Unanswered(MedleyError):
-    """The machines could not answer; the sentence says why."""
+from medley.serving.engine import Ticket, Unanswered
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from medley.engines.wording import Request as Continuation
 from medley.protocol.errors import MedleyError, UserError
 from medley.runtimes.clock import Clock, SystemClock
 from medley.serving.bodies import read_json
-from medley.serving.engine import Answering, Overloaded, Stopping, Ticket
+from medley.serving.engine import Answering, Overloaded, Stopping, Ticket, Unanswered
 from medley.serving.replies import Reply, new_reply
 from medley.serving.requests import ApiError, Ask, read_chat, read_text
 
@@ -201,6 +201,8 @@ def _error(error: Exception) -> tuple[int, dict[str, Any]]:
             return error.status, error.body
         case Overloaded() | Stopping():
             refused = ApiError(str(error), code="overloaded", status=503, type="server_error")
+        case Unanswered():
+            refused = ApiError(str(error), code="unavailable", status=503, type="server_error")
         case MedleyError():
             refused = ApiError(str(error), status=500, type="server_error")
         case _:

@@ -39,6 +39,10 @@ class Stopping(MedleyError):
     """The server is being stopped."""
 
 
+class Unanswered(MedleyError):
+    """The machines could not answer; the sentence says why."""
+
+
 class Left(MedleyError):
     """The client went away."""
 
