@@ -27,12 +27,13 @@ class Presence:
         self._away: set[NodeId] = set()
         self._gone: deque[tuple[int, NodeId]] = deque()  # when a machine that was given up stops being anybody's
         self._looks: list[tuple[int, NodeId]] = []  # when to look whether a machine is silent
+        self._watched: set[NodeId] = set()  # who is in it: once each, however often they come and go
 
     # -- what machines do ---------------------------------------------------------------------------------------
 
     def watch(self, view: NodeView, now_ns: int) -> None:
         """A machine that was not here before."""
-        heappush(self._looks, (now_ns, view.node))
+        self._look(view.node, now_ns)
 
     def back(self, view: NodeView, now_ns: int) -> None:
         """A machine that is known has said Hello."""
@@ -67,14 +68,20 @@ class Presence:
         found = []
         while self._looks and self._looks[0][0] < now_ns:
             view = self._pool[heappop(self._looks)[1]]
+            self._watched.discard(view.node)
             if not view.connected:
                 continue
             patience_ns = limit_ns(self._intervals.get(view.node, []), self._heartbeat_ns)
             if now_ns - view.heard_ns <= patience_ns:
-                heappush(self._looks, (view.heard_ns + patience_ns, view.node))
+                self._look(view.node, view.heard_ns + patience_ns)
             else:
                 found.append(view)
         return found
+
+    def _look(self, node: NodeId, at_ns: int) -> None:
+        if node not in self._watched:
+            self._watched.add(node)
+            heappush(self._looks, (at_ns, node))
 
     def missed(self, now_ns: int) -> list[NodeView]:
         """Machines that did not come back in time."""
