@@ -161,6 +161,8 @@ async def test_a_note_is_kept_while_its_serving_lives_and_never_grows_beyond_bou
         ({"machines": "a"}, "'machines' is a list of names"),
         ({"weight": 0}, "weight is above 0"),
         ({"machines_max": -1}, "not negative"),
+        ({"memory_gib": "inf"}, "finite"),
+        ({"weight": "nan"}, "finite"),
         ({"priority": "high"}, "a serving cannot be so"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -220,6 +221,8 @@ def _spec(body: Body) -> ServingSpec:
         threads = int(body.get("threads", 0))
     except (TypeError, ValueError) as error:
         raise UserError(f"a serving cannot be so: {error}") from None
+    if not (isfinite(schedule.weight) and isfinite(schedule.memory_gib)):
+        raise UserError("a serving's weight and GiB are finite numbers")
     if not schedule.weight > 0 or min(schedule.workers_min, schedule.workers_max, threads, schedule.memory_gib) < 0:
         raise UserError("a serving's weight is above 0, and its numbers of machines, threads and GiB are not negative")
     return ServingSpec(str(body.get("name", "") or "serving"), tuple(_names(body)), threads, schedule)
