@@ -31,24 +31,11 @@ import zmq
 from medley.protocol.messages import Address
 from medley.protocol.stages.events import Arrived
 from medley.protocol.stages.words import Pass, Row
-from medley.runtimes.children.plane import encode_key
+from medley.runtimes.children.plane import NoObjects, encode_key
 from medley.runtimes.children.stage_inbox import Inbox, Posted, Sender
-from medley.transports.tensors import Accept, Already, Curve, Header, Refuse, Source, TensorPlane
+from medley.transports.tensors import Curve, TensorPlane
 
 WARM_UP = 100
-
-
-class Nothing:
-    """A keeper that has and takes no objects."""
-
-    async def offer(self, peer_key: bytes, header: Header) -> Accept | Refuse | Already:
-        return Refuse("no")
-
-    async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes:
-        return b""
-
-    async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse:
-        return Refuse("no")
 
 
 class Stage:
@@ -65,7 +52,7 @@ class Stage:
         self._loop = asyncio.get_running_loop()
         posted = Posted(self._inbox, self._send, lambda: 0, Counter())
         async with await TensorPlane.open(
-            "127.0.0.1", identity=identity, allow=lambda key: key == admitted, handler=Nothing(), posted=posted
+            "127.0.0.1", identity=identity, allow=lambda key: key == admitted, handler=NoObjects(), posted=posted
         ) as plane:
             self._send.plane = plane
             self.address = Address(plane.endpoint, encode_key(plane.public_key))

@@ -1,8 +1,7 @@
 """The control plane's vocabulary: what nodes and the coordinator say to each other.
 
-Messages are facts or requests, small and idempotent; tensors never travel here. Delivery is at most once and,
-within one stream, in order: whatever a lost message would have said is said again by the `WorkerStatus` /
-`ShardStatus` of the next heartbeat. `job` and `generation` come first wherever they fence.
+Facts and requests, idempotent, without tensors. Delivery is at most once and, within a stream, in order: what a lost
+one would have said, the next heartbeat's status says again. `job` and `generation` come first wherever they fence.
 """
 
 from __future__ import annotations

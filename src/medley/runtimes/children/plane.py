@@ -13,7 +13,7 @@ from medley.protocol.errors import Damaged, Unavailable, UserError
 from medley.protocol.messages import Address
 from medley.runtimes.children.environment import emulated_link, gate, ports, transport
 from medley.store.artifacts import ArtifactStore
-from medley.transports.tensors.contract import MIB, Keeper, Limits, Peer, Refused
+from medley.transports.tensors.contract import MIB, Accept, Already, Keeper, Limits, Peer, Refuse, Refused, Source
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.ways import Detour, Emulated, Ways
@@ -37,6 +37,19 @@ def decode_key(key: str) -> bytes | None:
 
 def peer_of(address: Address) -> Peer:
     return Peer(address.endpoint, decode_key(address.key))
+
+
+class NoObjects:
+    """The keeper of a plane that only calls others, or only exchanges posts: objects are neither taken nor given."""
+
+    async def offer(self, peer_key: bytes, header: Header) -> Accept | Refuse | Already:
+        return Refuse("no objects are taken here")
+
+    async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes:
+        return b""
+
+    async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse:
+        return Refuse("no objects are given here")
 
 
 class Admission:

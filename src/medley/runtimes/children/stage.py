@@ -23,7 +23,7 @@ from medley.protocol.stages.events import Met
 from medley.protocol.stages.words import StageStatus
 from medley.roles.stage import Stage
 from medley.runtimes.children.environment import compute_factor, encrypted, host
-from medley.runtimes.children.plane import Admission, open_plane
+from medley.runtimes.children.plane import Admission, NoObjects, open_plane
 from medley.runtimes.children.stage_computing import Computer
 from medley.runtimes.children.stage_inbox import Inbox, Posted, Sender
 from medley.runtimes.children.stage_loading import Loader
@@ -31,25 +31,10 @@ from medley.runtimes.children.stage_meter import Meter
 from medley.runtimes.children.stage_weights import RemoteWeights
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import ChildLink
-from medley.transports.tensors.contract import Accept, Already, Refuse, Source
 from medley.transports.tensors.plane import TensorPlane
-from medley.transports.tensors.wire import Header
 
 BEAT_S = 0.25  # a front waits for whoever hangs, so its parent must notice soon
 STATUS_S = 1.0
-
-
-class PostsOnly:
-    """What a stage is given comes as posts; objects are neither taken nor given."""
-
-    async def offer(self, peer_key: bytes, header: Header) -> Accept | Refuse | Already:
-        return Refuse("a stage takes no objects")
-
-    async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes:
-        return b""
-
-    async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse:
-        return Refuse("a stage gives no objects")
 
 
 class StageHost:
@@ -73,7 +58,7 @@ class StageHost:
     async def run(self) -> None:
         """Open the plane, then execute commands for ever."""
         posted = Posted(self._inbox, self._send, self._busy_ns, self._meter.counters)
-        plane, address = await open_plane(host(), 0, encrypted(), PostsOnly(), self._admission, posted=posted)
+        plane, address = await open_plane(host(), 0, encrypted(), NoObjects(), self._admission, posted=posted)
         self._send.plane, self._computer.copying.source = plane, address
         self._weights.reached(plane, asyncio.get_running_loop())
         use_threads(self._opened.threads)

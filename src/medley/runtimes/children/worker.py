@@ -41,30 +41,17 @@ from medley.protocol.errors import MedleyError, Unavailable, UserError
 from medley.protocol.messages import Address, Route
 from medley.protocol.plan import Plan
 from medley.runtimes.children.environment import compute_factor, encrypted, host
-from medley.runtimes.children.plane import Admission, open_plane, peer_of
+from medley.runtimes.children.plane import Admission, NoObjects, open_plane, peer_of
 from medley.runtimes.children.task import build_task
 from medley.runtimes.clock import SystemClock
 from medley.runtimes.pipe import ChildLink
-from medley.transports.tensors.contract import Accept, Already, Refuse, Refused, Source
+from medley.transports.tensors.contract import Refused
 from medley.transports.tensors.plane import TensorPlane
 from medley.transports.tensors.wire import Header, Kind
 
 T = TypeVar("T")
 SLICE_S = 0.25  # of a straggler's waiting
 HALF = "bf16"  # what a pull asks for beside the shard's number, if anything
-
-
-class Nobody:
-    """A worker's plane only connects out: whoever knocks is refused."""
-
-    async def offer(self, peer_key: bytes, header: Header) -> Accept | Refuse | Already:
-        return Refuse("a worker takes nothing")
-
-    async def received(self, peer_key: bytes, header: Header, buffer: memoryview) -> bytes:
-        return b""
-
-    async def asked(self, peer_key: bytes, header: Header) -> Source | Refuse:
-        return Refuse("a worker gives nothing")
 
 
 class WorkerHost:
@@ -271,7 +258,7 @@ class WorkerHost:
 
     async def run(self) -> None:
         """Open the plane, then execute commands for ever."""
-        self.plane, address = await open_plane(host(), 0, encrypted(), Nobody(), Admission())
+        self.plane, address = await open_plane(host(), 0, encrypted(), NoObjects(), Admission())
         self._link.send(Opened(address))
         async with TaskGroup() as tasks:
             self._tasks = tasks
