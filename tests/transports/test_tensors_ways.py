@@ -206,8 +206,14 @@ async def test_who_is_dead_is_given_up_although_there_are_two_ways_to_try(pool: 
         told = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
     async with planes(pool, told, "auto", Shelf(), replace(FAST, floor_s=2.0, slack_s=0.1)) as (worker, _, peer):
         pool.exchange.places.clear()
+        worker.post(peer, [b"news"])
         with pytest.raises(Unavailable):
             await asyncio.wait_for(worker.put(peer, header_of("u", b"x"), [b"x"]), 30)
+
+        async def dropped() -> bool:
+            return worker.counters()["posts_dropped"] == 1
+
+        await until_async(dropped, what="the end of the post that nobody takes")
 
 
 async def test_a_pipe_that_breaks_costs_a_window_and_no_byte(pool: Bench) -> None:

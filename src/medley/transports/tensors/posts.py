@@ -58,6 +58,7 @@ class _Queue:
     socket: zmq.Socket[bytes] | None = None
     used: bool = True  # since the last tick
     unreachable_since: float | None = None
+    turned: bool = False  # since then the other way was tried, which has its own time, once
 
     def send(self, message: bytes) -> bool:
         """False: not now."""
@@ -161,7 +162,7 @@ class Posts:
     def stands(self, dialled: Dialled) -> None:
         with self._lock:
             queue = self._queues.setdefault(dialled.peer, _Queue())
-            queue.socket, queue.unreachable_since = dialled.link.socket, None
+            queue.socket, queue.unreachable_since, queue.turned = dialled.link.socket, None, False
 
     def falls(self, dialled: Dialled) -> None:
         with self._lock:
@@ -170,8 +171,9 @@ class Posts:
 
     def turns(self, dialled: Dialled, now: float) -> None:
         with self._lock:
-            if dialled.peer in self._queues:
-                self._queues[dialled.peer].unreachable_since = now
+            queue = self._queues.get(dialled.peer)
+            if queue is not None and not queue.turned:
+                queue.unreachable_since, queue.turned = now, True
 
     # ------------------------------------------------------------------------------------------------
 
@@ -206,7 +208,7 @@ class Posts:
             self._counters["posts_dropped"] += len(queue.posts)
             queue.nbytes -= sum(map(len, queue.posts))
             queue.posts.clear()
-            queue.unreachable_since = None
+            queue.unreachable_since, queue.turned = None, False
 
 
 class Postbox:
