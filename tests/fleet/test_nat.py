@@ -1,6 +1,7 @@
-"""Training over networks that stand in the way: routers that translate addresses, and a firewall that blocks ZeroMQ.
+"""Training and serving over networks that stand in the way: routers that translate addresses, a firewall for ZeroMQ.
 
-The job is the integer proof: every sample was counted exactly once, whichever way its bytes took.
+The job is the integer proof: every sample was counted exactly once, whichever way its bytes took. What is served over
+two homes answers as the whole model does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 from tests.fleet.namespaces import Machine, two_machines
 from tests.fleet.nat import COORDINATOR, only_ports, three_machines, translating
 from tests.fleet.test_two_machines import DEADLINE_S, Fleet
+from tests.serving.conftest import byte_tokenizer, tiny_llama
 from tests.waiting import until
 
 pytestmark = [
@@ -58,6 +60,33 @@ def test_a_worker_at_home_trains_with_a_shard_in_another_home(homes: tuple[Fleet
     assert near.told("trainer-.*reaches shard . of .* on keeper-.* through the coordinator")
     assert not near.told("reaches the vault"), "the coordinator's own machine is reached directly"
     assert near.told("engine .* ended") == []
+
+
+def test_a_model_is_served_by_machines_in_two_homes(homes: tuple[Fleet, Fleet], tmp_path: Path) -> None:
+    """Nobody can dial in there: the front end calls its stages, and they each other, through the coordinator."""
+    near, far = homes
+    model = tmp_path / "model"
+    tiny_llama().save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    near.join(near.b, "kitchen", near.token(), "--no-shard")
+    far.join(far.b, "attic", far.token(), "--no-shard")
+    joined(near, 2)
+    coordinator = near.a
+    names = sorted(node["node"] for node in near.medley("status")["nodes"])  # attic-..., kitchen-...
+    layout = ("--pin", f"{names[1]}=1,{names[0]}=1", "--weights", "fp32", "--kv-tokens", "512")
+    coordinator.start("serve", "-m", "medley", "serve", str(model), "--pool", "--port", "8080", *layout)
+    asked = ("-m", "medley", "ask", "model", "how are you", "--max-tokens", "20", "--json")
+
+    def answer() -> str | None:
+        assert coordinator.started[-1].poll() is None, coordinator.said("serve")
+        done = coordinator.run(*asked)
+        return str(json.loads(done.stdout)["answer"]) if done.returncode == 0 else None
+
+    until(lambda: answer() is not None, deadline_s=DEADLINE_S, what="an answer")
+    whole = coordinator.run(*asked[:3], str(model), *asked[4:], "--local")
+    assert answer() == json.loads(whole.stdout)["answer"]
+    assert near.told("operator.*reaches the stage of .* on kitchen-.* through the coordinator")
+    assert near.told("kitchen-.*reaches the stage of .* on attic-.* through the coordinator")
 
 
 @pytest.mark.parametrize("transport", ["auto", "grpc"])

@@ -1,4 +1,5 @@
-"""Who may be called by relay: the vault, the shards of a job that the asker itself works on, and who serves with it.
+"""Who may be called by relay: the vault, the shards of a job that the asker works on, who serves with it; and by an
+operator, any stage.
 
 What the relay (`transports.tunnel`) asks of the coordinator. Names are looked up in what engines have announced over
 authenticated streams; there is no way to name anything else.
@@ -15,7 +16,7 @@ from medley.roles.coordinator import Coordinator
 from medley.roles.hosting import Hosting
 from medley.runtimes.addresses import dialled_here, split
 from medley.runtimes.links import name_of
-from medley.transports.tunnel.contract import Place, Why
+from medley.transports.tunnel.contract import OPERATOR, Place, Why
 
 Send = Callable[[NodeId, ToNode], bool]
 Explain = Callable[[str, str], None]
@@ -44,7 +45,9 @@ class Switchboard:
                 if shard >= 0 and name_of(address) == name:
                     return Place(node, f"shard {shard} of {job}", address.endpoint)
         for hosting in self._role.servings.live.values():
-            if asker in hosting.stages and (place := _served_with(hosting, name)) is not None:
+            if (asker in hosting.stages or asker.startswith(OPERATOR)) and (
+                place := _served_with(hosting, name)
+            ) is not None:
                 return place
         raise PeerError(f"no job that {asker} works on has an engine of this name now")
 

@@ -75,7 +75,7 @@ def open_pipelined(
         given = FrontOptions(plain, of.shape, wanted, front, links, wire, options.pins, options.survive)
         return Front(replace(given, expected=options.expected, reach=not options.local, narrow=options.wire == "auto"))
 
-    place = Place(source.name, host, encrypt, options.machines, options.priority, options.threads)
+    place = Place(source.name, host, encrypt, options.machines, options.priority, options.threads, options.local)
     keeper = WeightsKeeper(source.stock, source.fingerprint)
     engine = Pipelined(words, place, make, keeper, operator, options.draft)
     return Served(source.name, words, engine)

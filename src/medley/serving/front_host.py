@@ -37,13 +37,16 @@ from medley.protocol.stages.events import (
 )
 from medley.protocol.stages.words import Pass, pack, unpack
 from medley.roles.front.front import Front
-from medley.runtimes.children.plane import Admission, open_plane, peer_of
+from medley.runtimes.children.plane import Admission, open_plane, peer_of, ways_by
 from medley.runtimes.clock import SystemClock
 from medley.serving.offers import Offer
 from medley.serving.shown import shown
 from medley.transports.control.operator import OperatorClient
 from medley.transports.tensors.contract import Keeper, Peer
 from medley.transports.tensors.plane import TensorPlane
+from medley.transports.tensors.ways import Ways
+from medley.transports.tunnel.gate import Gate
+from medley.transports.tunnel.line import Line
 
 TICK_S = 0.05
 NOTE_S = 1.0
@@ -64,6 +67,7 @@ class Place:
     machines: tuple[str, ...] = ()
     priority: int = 0
     threads: int = 0  # of each stage; 0: as each machine is set up
+    local: bool = False  # all stages are processes here
 
 
 class FrontHost:
@@ -102,22 +106,34 @@ class FrontHost:
     async def run(self, ready: Callable[[], None]) -> None:
         """Until cancelled. Raises UserError for a coordinator that refuses."""
         self._loop = asyncio.get_running_loop()
+        with self._operator() as asking, self._operator() as hearing:
+            async with TaskGroup() as tasks:
+                await self._open(asking, tasks)
+                try:
+                    await self._begin(asking)
+                    async with TaskGroup() as working:
+                        working.create_task(self._consume(asking))
+                        working.create_task(self._news(hearing))
+                        working.create_task(self._tick())
+                        working.create_task(self._note(asking))
+                        ready()
+                finally:
+                    assert self.plane is not None
+                    await self.plane.close()
+
+    async def _open(self, operator: OperatorClient, tasks: asyncio.TaskGroup) -> None:
+        """The plane, and unless all stages are here a gate: some may be where nobody can dial in."""
         place = self._place
+        by = Ways("direct")
+        if not place.local:
+            gate, stands = Gate(Line(operator.address, lambda: operator.identity), lambda name: None), asyncio.Event()
+            tasks.create_task(gate.run(stands.set))
+            await stands.wait()
+            by = ways_by("auto", gate.proxy, gate.secret)
         self.plane, self.address = await open_plane(
-            place.host, 0, place.encrypt, self._keeper, self._admission, posted=self._posted
+            place.host, 0, place.encrypt, self._keeper, self._admission, posted=self._posted, by=by
         )
         self.front = self._make(self.address)
-        try:
-            with self._operator() as asking, self._operator() as hearing:
-                await self._begin(asking)
-                async with TaskGroup() as tasks:
-                    tasks.create_task(self._consume(asking))
-                    tasks.create_task(self._news(hearing))
-                    tasks.create_task(self._tick())
-                    tasks.create_task(self._note(asking))
-                    ready()
-        finally:
-            await self.plane.close()
 
     def post(self, event: FrontEvent) -> None:
         self._events.put_nowait(event)

@@ -111,7 +111,7 @@ class Pipelined:
         try:
             asyncio.run(self._serve())
         except* MedleyError as problems:
-            self._problem = problems.exceptions[0]
+            self._problem = _first(problems)
         finally:
             self._ready.set()
 
@@ -135,3 +135,10 @@ class Pipelined:
             await clock.sleep(LEFT_S)
             for event in self._answers.cancelled():
                 self.host.post(event)
+
+
+def _first(problem: BaseException) -> BaseException:
+    """The first of the errors in a group of groups."""
+    while isinstance(problem, BaseExceptionGroup):
+        problem = problem.exceptions[0]
+    return problem

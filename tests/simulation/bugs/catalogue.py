@@ -496,8 +496,8 @@ RECOVERY = [
     _bug(
         "a backup on the machine of its primary",
         POLICIES + "placement",
-        "            backup = backup or _least(load, order, {primary})\n",
-        "            backup = backup or _least(load, order, set())\n",
+        "            backup = _least(load, order, {primary})\n",
+        "            backup = _least(load, order, set())\n",
         "T4",
     ),
 ]

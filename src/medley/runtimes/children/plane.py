@@ -16,7 +16,7 @@ from medley.store.artifacts import ArtifactStore
 from medley.transports.tensors.contract import MIB, Accept, Already, Keeper, Limits, Peer, Refuse, Refused, Source
 from medley.transports.tensors.curve import Curve
 from medley.transports.tensors.plane import TensorPlane
-from medley.transports.tensors.ways import Detour, Emulated, Ways
+from medley.transports.tensors.ways import Detour, Emulated, Transport, Ways
 from medley.transports.tensors.wire import Header, Kind
 from medley.transports.tunnel.contract import pipe_name
 
@@ -77,13 +77,16 @@ def ways() -> Ways:
     if secret:
         return Ways("direct", emulated=Emulated(proxy, secret))  # a pipe would lead past the link
     proxy, secret = gate()
-    if not secret:
-        return Ways(transport())
+    return ways_by(transport(), proxy, secret) if secret else Ways(transport())
+
+
+def ways_by(wanted: Transport, proxy: str, secret: str) -> Ways:
+    """With this gate as the detour."""
 
     def named(peer: Peer, why: str) -> str:
         return f"tcp://{secret}.{why}.{pipe_name(peer.endpoint, peer.public_key or b'')}:1"
 
-    return Ways(transport(), Detour(proxy, named))
+    return Ways(wanted, Detour(proxy, named))
 
 
 async def open_plane(
@@ -94,13 +97,14 @@ async def open_plane(
     admission: Admission,
     curve: Curve | None = None,
     posted: Posted | None = None,
+    by: Ways | None = None,
 ) -> tuple[TensorPlane, Address]:
     """A plane and the address under which peers find it. Port 0: one of the ports that a firewall lets through.
 
-    `posted` hears one-way posts on the plane's own thread.
+    `posted` hears one-way posts on the plane's own thread. `by`: the ways to others, where no parent says them.
     """
     identity = (curve or Curve.generate()) if encrypt else None
-    plane = await _open_first([port] if port else ports(), host, identity, handler, admission, posted)
+    plane = await _open_first([port] if port else ports(), host, identity, handler, admission, posted, by or ways())
     return plane, Address(plane.endpoint, encode_key(plane.public_key))
 
 
@@ -111,12 +115,13 @@ async def _open_first(
     handler: Keeper,
     admission: Admission,
     posted: Posted | None,
+    by: Ways,
 ) -> TensorPlane:
     """On the first of these ports that is free; on any at all when none is wanted. Raises UserError."""
 
     async def opened(port: int) -> TensorPlane:
         return await TensorPlane.open(
-            host, port, identity=identity, limits=LIMITS, allow=admission, handler=handler, ways=ways(), posted=posted
+            host, port, identity=identity, limits=LIMITS, allow=admission, handler=handler, ways=by, posted=posted
         )
 
     for port in wanted[:-1]:

@@ -25,12 +25,21 @@ class OperatorClient:
     """Asks one coordinator. Safe to use from several threads; close it, or use it in a `with`."""
 
     def __init__(self, address: str, identity: Credentials, limits: Limits | None = None) -> None:
-        self._address = address
+        self._address, self._identity = address, identity
         self._limits = limits or Limits()
         credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.cert_pem)
         self._channel = grpc.secure_channel(address, credentials, channel_options(self._limits))
         self._ask: Any = self._channel.unary_unary(ASK)  # type: ignore[call-arg]
         self._follow: Any = self._channel.unary_stream(FOLLOW)  # type: ignore[call-arg]
+
+    @property
+    def address(self) -> str:
+        """Of the coordinator."""
+        return self._address
+
+    @property
+    def identity(self) -> Credentials:
+        return self._identity
 
     def ask(self, method: str, body: dict[str, Any] | None = None, timeout_s: float | None = None) -> dict[str, Any]:
         """The answer. Raises UserError with the coordinator's sentence, Unavailable when none comes."""

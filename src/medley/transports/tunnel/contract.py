@@ -19,6 +19,7 @@ from medley.protocol.ids import NodeId
 OPEN = "/medley.v1.Tunnel/Open"
 TAKE = "/medley.v1.Tunnel/Take"
 NAME, WHY, NUMBER = "medley-name", "medley-why", "medley-number"
+OPERATOR = "operator "  # before the name of an asker that is no node; no node's name has a space
 STANDS = ("medley-pipe", "stands")  # in the answer's initial metadata: from now on bytes
 
 _NAME = re.compile(r"[0-9a-f]{32}")

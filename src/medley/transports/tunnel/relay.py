@@ -1,12 +1,14 @@
 """The coordinator's part of a pipe: it joins the call of an engine that cannot reach another with the other's answer.
 
-Promises: only nodes that are admitted, only engines that the switchboard finds for the asker, bounded numbers, and an
-end for every pipe of a node that is expelled. It dials one address only, that of the vault. Bytes are opaque.
+Promises: only nodes that are admitted and operators, only engines that the switchboard finds for the asker, bounded
+numbers, and an end for every pipe of a node that is expelled. It dials the addresses of the vault and of front ends
+only. Bytes are opaque.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -25,6 +27,7 @@ from medley.transports.tunnel.contract import (
     NAME,
     NUMBER,
     OPEN,
+    OPERATOR,
     STANDS,
     TAKE,
     WHY,
@@ -186,8 +189,14 @@ class Relay:
             raise _Denied(grpc.StatusCode.PERMISSION_DENIED, str(error)) from None
         return node
 
+    def _asker(self, context: Context) -> NodeId:
+        """A node, or an operator's program: whoever serves a model calls its stages."""
+        with contextlib.suppress(PeerError):
+            return f"{OPERATOR}{require_role(context.auth_context(), 'operator')}"
+        return self._admitted(context)
+
     def _wanted(self, context: Context) -> _Pipe:
-        asker, metadata = self._admitted(context), context.invocation_metadata()
+        asker, metadata = self._asker(context), context.invocation_metadata()
         try:
             name = check_name(value_of(metadata, NAME))
             why = check_why(value_of(metadata, WHY))
