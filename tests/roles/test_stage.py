@@ -384,6 +384,21 @@ def test_copies_that_have_ended_are_forgotten_but_not_what_is_computed_here() ->
     assert script.hear(Ended((2,))) == []
 
 
+def test_a_copy_that_a_new_layout_goes_on_with_is_not_ended_by_whoever_had_it_before() -> None:
+    """Between the word that it is held and the first pass: the machine that went frees its own, and says so."""
+    script = Script()
+    script.hear(shadow(request=1))
+    script.hear(shadow(request=2))
+    script.hear(layout(2, ("a", 0, 2), ("b", 2, 4)))
+    script.handle(Said(Held(7, 2, (Position(1, 4),))))
+    assert script.hear(Ended((1, 2))) == [Forget((2,))]
+    assert script.hear(shadow(request=1, start=3, count=1)) == [], "what is late would set it back"
+    assert script.hear(Free((1,))) == [Forget((1,))], "the front may"
+    script.hear(shadow(request=3))
+    script.handle(Said(Held(8, 0, (Position(3, 4),))))
+    assert script.hear(Ended((3,))) == [Forget((3,))], "an audit promises nothing"
+
+
 def test_a_copy_in_place_of_what_was_computed_here_once_is_believed_whole() -> None:
     script = Script()
     script.computed(passing(opens=(1,), rows=(Row(1, 0, 9, 5),)), hidden="x")

@@ -70,6 +70,7 @@ class Stage:
         self._copies = Copies(node)
         self._requests: set[RequestId] = set()
         self._mine: set[RequestId] = set()  # opened by a pass of this layout
+        self._promised: set[RequestId] = set()  # this layout counts on what is held of them, before a pass opens them
         self._freed: dict[RequestId, None] = {}
         self._working: set[int] = set()  # numbers of what is being done; a front that hears nothing asks again
         self._began_ns = 0
@@ -93,8 +94,8 @@ class Stage:
                 return self._copies.missed(shadow, held, now_ns)
             case Said(word):
                 self._working.discard(getattr(word, "number", 0))
-                believed = self._copies.believed(word) if isinstance(word, Held) else word
-                return [Post(self.front, believed)] if self.front.endpoint else []
+                said = self._held(word) if isinstance(word, Held) else word
+                return [Post(self.front, said)] if self.front.endpoint else []
             case Met(front):
                 self.front = front
                 return []
@@ -130,6 +131,12 @@ class Stage:
             case _:
                 return [Reject("a peer", f"{type(word).__name__} is not for a stage")]
 
+    def _held(self, word: Held) -> Held:
+        believed = self._copies.believed(word)
+        if word.generation == self.layout.generation and any(hop.node == self.node for hop in self.layout.hops):
+            self._promised.update(p.request for p in believed.positions if p.request in self._requests)
+        return believed
+
     def _work(self, word: Load | Unload | Measure) -> list[StageEffect]:
         if word.number in self._working:
             return []
@@ -142,6 +149,7 @@ class Stage:
         self.layout, self.front = word, word.front
         self._queue.clear()
         self._mine.clear()
+        self._promised.clear()
         parked, self._parked = self._parked, deque()
         return [effect for early, body in parked for effect in self._pass(early, body, now_ns)]
 
@@ -224,7 +232,7 @@ class Stage:
 
     def _shadow(self, word: Shadow, body: Body) -> list[StageEffect]:
         """Not of layers that are computed here, and not late ones of what was freed."""
-        computed = word.request in self._mine and any(
+        computed = word.request in self._mine | self._promised and any(
             hop.node == self.node and hop.first < word.end and word.first < hop.end for hop in self.layout.hops
         )
         if computed or (word.request in self._freed and word.start > 0):
@@ -236,7 +244,7 @@ class Stage:
 
     def _ended(self, requests: tuple[RequestId, ...]) -> list[StageEffect]:
         """Of those that are computed here the front decides."""
-        copied = tuple(request for request in requests if request in self._requests - self._mine)
+        copied = tuple(request for request in requests if request in self._requests - self._mine - self._promised)
         return [Forget(copied), *self._forget(copied)] if copied else []
 
     def _forget(self, requests: tuple[RequestId, ...]) -> list[StageEffect]:
@@ -244,6 +252,7 @@ class Stage:
         known = tuple(request for request in requests if request in self._requests)
         self._requests.difference_update(requests)
         self._mine.difference_update(requests)
+        self._promised.difference_update(requests)
         self._freed.update(dict.fromkeys(requests))
         bound(self._freed, FREED_MAX)
         return self._copies.forget(known)
