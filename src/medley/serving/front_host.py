@@ -53,6 +53,7 @@ NOTE_S = 1.0
 NEWS_S = 10.0  # the coordinator keeps a question for news so long
 RETRY_S = 0.5
 DECISIONS = 200  # that people can still read
+EVENTS_MAX = 65_536  # that wait to be handled; far above what stages say in a second
 
 Tokens = Callable[[Emit | Fail], list[FrontEvent]]
 
@@ -211,9 +212,13 @@ class FrontHost:
         except FrameError as error:
             self._log.warning("refused a post", reason=str(error))
             return
-        event = Heard(self._names.get(key, ""), word)  # type: ignore[arg-type]
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._loop.call_soon_threadsafe(self._hear, Heard(self._names.get(key, ""), word))  # type: ignore[arg-type]
+
+    def _hear(self, event: Heard) -> None:
+        """What a stage says beyond all measure is lost, as posts may be."""
+        if self._events.qsize() < EVENTS_MAX:
+            self.post(event)
 
     # -- time and news ------------------------------------------------------------------------------------------------
 
@@ -265,6 +270,7 @@ class FrontHost:
         self._leaving &= set(machines)
         self._since = {machine["name"]: int(machine["since"]) for machine in news["machines"]}
         self._machines = machines
+        self._peers = {address: peer for address, peer in self._peers.items() if address in machines.values()}
 
     async def _note(self, operator: OperatorClient) -> None:
         """What people see on the page and with `--watch`."""

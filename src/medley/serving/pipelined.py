@@ -14,6 +14,7 @@ from typing import Any
 
 from medley.concurrency import TaskGroup
 from medley.engines.wording import Request, Wording
+from medley.observe.logs import logger
 from medley.protocol.errors import MedleyError
 from medley.protocol.messages import Address
 from medley.protocol.stages.events import Drain, Emit, Fail, FrontEvent
@@ -100,6 +101,9 @@ class Pipelined:
     # -- on the front's event loop ------------------------------------------------------------------------------------
 
     def _begin(self, ticket: Ticket) -> None:
+        if self._closing:
+            ticket.deliver(Stopping(STOPPING))
+            return
         for asked in self._answers.begin(ticket):
             self.host.post(asked)
 
@@ -112,6 +116,7 @@ class Pipelined:
             asyncio.run(self._serve())
         except* MedleyError as problems:
             self._problem = _first(problems)
+            logger("front").error("ended", reason=str(self._problem))
         finally:
             self._ready.set()
 
@@ -125,8 +130,9 @@ class Pipelined:
         except asyncio.CancelledError:
             pass  # closed
         finally:
+            self._closing = True  # also where the front failed: nobody would answer what comes now
             self._answers.close(Stopping(STOPPING))
-            with contextlib.suppress(MedleyError, TimeoutError):
+            with contextlib.suppress(MedleyError, TimeoutError, asyncio.CancelledError):  # closed while it says goodbye
                 await asyncio.wait_for(self.host.end(), END_S)
 
     async def _look_after_clients(self) -> None:
