@@ -1,7 +1,8 @@
 """A front on the stage of a transcript: its machines answer what a line says, and numbers are told in order of coming.
 
 Batches are b1, b2, ... and layouts g1, g2, ... as they appear. A row is `request@start+count`, with `:samples` where it
-draws. `given front` plays the opening: machines come, load what is pinned, and the first layout begins.
+draws; a guess is `request@position+count`. `given front` plays the opening: machines come, load what is pinned, and the
+first layout begins.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medley.policies.pipeline.describe import Link, Links, ModelShape, Wanted
-from medley.protocol.ids import NS_PER_S
+from medley.protocol.ids import NS_PER_MS, NS_PER_S
 from medley.protocol.messages import Address
 from medley.protocol.stages import events as ev
 from medley.protocol.stages import words as w
@@ -58,6 +59,12 @@ class FrontStage:
                 return ev.Asked(int(rest[0]), prompt, int(options["limit"]), frozenset({0}), draft=draft)
             case "gone":
                 return ev.Gone(int(rest[0]))
+            case "guessed":
+                request, _, position = rest[0].partition("@")
+                spent_ns = int(float(rest[2].removeprefix("ms=")) * NS_PER_MS) if rest[2:] else 0
+                return ev.Guessed(int(request), int(position), numbers(rest[1]), spent_ns)
+            case "guesses":
+                return ev.GuessesEnd(" ".join(rest[1:]))
             case _:
                 return ev.Heard(who, self._word(who, rest))
 
@@ -102,6 +109,8 @@ class FrontStage:
                 return f"client{request}", f"fails: {reason}"
             case ev.Suspect(node, _):
                 return "coordinator", f"Suspect {node}"
+            case ev.Guess(opening, tokens, count):
+                return "guesser", f"Guess {opening.request}@{len(tokens)}+{count}"
             case ev.Explain(subject, text):
                 return "why", f"{subject}: {text}"
         raise AssertionError(f"{effect} has no line")
@@ -145,6 +154,7 @@ def open_front(options: dict[str, str]) -> FrontStage:
         pins=pins,
         survive=int(options.get("survive", "0")),
         expected=len(machines),
+        guesses=options.get("guesses") == "yes",
     )
     stage = FrontStage(Front(given))
     waiting = [effect for name in machines for effect in stage.event(["up", name])]

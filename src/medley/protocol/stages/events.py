@@ -16,6 +16,7 @@ from medley.protocol.stages.words import (
     Draw,
     Load,
     Measure,
+    Opening,
     Pass,
     RequestId,
     Shadow,
@@ -230,6 +231,26 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Guessed:
+    """The answer to a `Guess`: tokens that may follow the first `position` ones; none where there is nothing to say.
+
+    `spent_ns`: what they took; 0 where much had to be read first, so that it says nothing about the next time.
+    """
+
+    request: RequestId
+    position: int
+    tokens: tuple[int, ...]
+    spent_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuessesEnd:
+    """The draft model failed: what was asked for is not answered any more, and nothing else will be."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """Tokens for the client, each once, in order. `finish` ends the request: an end token, or the limit."""
 
@@ -254,5 +275,17 @@ class Suspect:
     reason: str
 
 
-FrontEvent = Asked | Gone | Heard | MachineUp | MachineDown | Drain | Tick
-FrontEffect = Post | Emit | Fail | Suspect | Explain | Reject
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Have the draft model continue these tokens by so many, beside whatever else goes on: the answer is `Guessed`.
+
+    `opening`: how the request draws, so that a guess may use the same number at each position.
+    """
+
+    opening: Opening
+    tokens: tuple[int, ...]
+    count: int
+
+
+FrontEvent = Asked | Gone | Heard | Guessed | GuessesEnd | MachineUp | MachineDown | Drain | Tick
+FrontEffect = Post | Emit | Fail | Suspect | Guess | Explain | Reject

@@ -18,6 +18,8 @@ from medley.protocol.stages.events import (
     FrontEffect,
     FrontEvent,
     Gone,
+    Guessed,
+    GuessesEnd,
     Heard,
     MachineDown,
     MachineUp,
@@ -39,6 +41,7 @@ from medley.protocol.stages.words import (
     Unloaded,
 )
 from medley.roles.front.audit import Audit
+from medley.roles.front.guesses import Guesses
 from medley.roles.front.layouts import Layouts
 from medley.roles.front.numbers import Numbers
 from medley.roles.front.pipeline import Pipeline
@@ -57,6 +60,7 @@ class Front:
         self.layouts = Layouts(options, numbers)
         self._audit = Audit(numbers, options.shape.layers, self.layouts.needed)
         self.waiting: deque[Request] = deque()
+        self.guesses = Guesses(options.guesses)
         self._alone_ns = 0
 
     @property
@@ -75,6 +79,11 @@ class Front:
                 out = self._gone(request)
             case Heard(node, word):
                 out = self._heard(node, word, now_ns)
+            case Guessed():
+                self.guesses.heard(event)
+                out = []
+            case GuessesEnd():
+                out = [*self.guesses.end(event)]
             case MachineUp(node, address):
                 out = self.layouts.up(node, address, now_ns)
             case MachineDown(node, reason):
@@ -87,7 +96,7 @@ class Front:
                 assert_never(event)
         self._spread(now_ns)
         for pipeline in self.pipelines:
-            out += pipeline.issue(now_ns)
+            out += pipeline.issue(self.guesses, now_ns)
         return out
 
     # -- requests -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ that. Which machines the hops are is decided elsewhere (`layouts`).
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,6 +33,8 @@ from medley.protocol.stages.words import (
     Row,
     WireType,
 )
+from medley.roles.front.drafts import Source
+from medley.roles.front.guesses import Guesses
 from medley.roles.front.numbers import Numbers
 from medley.roles.front.pace import Pace
 from medley.roles.front.prefixes import Prefixes
@@ -52,6 +54,7 @@ class Flight:
     request: Request
     row: Row
     drafted: tuple[int, ...]
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Pipeline:
         self.pace = Pace()
         self.emitted = 0
         self.recomputed = 0
+        self.drafted: Counter[Source] = Counter()  # tokens
+        self.accepted: Counter[Source] = Counter()  # of them
         self._prefixes = Prefixes()
         self._frees: list[int] = []
         self._last_ns = 0
@@ -158,13 +163,13 @@ class Pipeline:
 
     # -- batches out --------------------------------------------------------------------------------------------------
 
-    def issue(self, now_ns: int) -> list[FrontEffect]:
+    def issue(self, guesses: Guesses, now_ns: int) -> list[FrontEffect]:
         """Micro-batches, as long as there is something to compute and not enough in flight."""
         if self.state != "serving":
             return []
         self._admit()
-        out: list[FrontEffect] = []
-        while len(self.flying) < self._groups() and (rows := self._rows()):
+        out: list[FrontEffect] = [*guesses.ask(self._about_to_draw(), self.patience.latency_ns, now_ns)]
+        while len(self.flying) < self._groups() and (rows := self._rows(now_ns)):
             out.append(self._send(rows, now_ns))
         if self._frees and not self.flying:
             out += self._free_now(self._nodes())
@@ -173,26 +178,40 @@ class Pipeline:
     def _groups(self) -> int:
         return groups_in_flight(len(self.hops), self.pace.alone_ns, max(self.pace.spent_ns, default=0.0))
 
-    def _rows(self) -> list[Flight]:
+    def _decoding(self) -> int:
+        return sum(r.waiting or r.backlog == 1 for r in self.requests.values())
+
+    def _drafts(self, decoding: int) -> bool:
+        return decoding <= DRAFTING_ROWS and not self._plain
+
+    def _about_to_draw(self) -> list[Request]:
+        """Who may ask for a guess: where drafts are of use."""
+        if not self._drafts(self._decoding()):
+            return []
+        return [r for r in self.requests.values() if not r.waiting and r.backlog == 1]
+
+    def _rows(self, now_ns: int) -> list[Flight]:
         waiting = sorted((r for r in self.requests.values() if not r.waiting and r.backlog > 0), key=lambda r: r.turn)
         begun = [r for r in self.requests.values() if not r.fresh]
         for request in waiting:
             if request.fresh:
                 request.begin_as(*self._prefixes.best(request.tokens, begun))
-        decoding = sum(r.waiting or r.backlog == 1 for r in self.requests.values())
-        counts = compose([Ready(r.id, r.backlog) for r in waiting], decoding, self._groups())
-        return [self._flight(self.requests[request], count, decoding) for request, count in counts.items()]
+        decoding = self._decoding()
+        drafts = self._drafts(decoding)
+        ready = [Ready(r.id, r.backlog) for r in waiting if not (drafts and r.awaits_guess(now_ns))]
+        counts = compose(ready, decoding, self._groups())
+        return [self._flight(self.requests[request], count, drafts) for request, count in counts.items()]
 
-    def _flight(self, request: Request, count: int, decoding: int) -> Flight:
+    def _flight(self, request: Request, count: int, drafts: bool) -> Flight:
         """The row that reaches the last known token draws the next one, and may carry a draft behind it."""
         self._turn += 1
         request.turn = self._turn
         draws = count == request.backlog
-        drafted = request.draft(MOST) if draws and decoding <= DRAFTING_ROWS and not self._plain else ()
+        drafted, source = request.draft(MOST if draws and drafts else 0)
         row = Row(request.id, request.sent, count + len(drafted), 1 + len(drafted) if draws else 0)
         request.sent += row.count
         request.waiting, request.drafted = draws, bool(drafted)
-        return Flight(request, row, drafted)
+        return Flight(request, row, drafted, source)
 
     def _send(self, rows: list[Flight], now_ns: int) -> FrontEffect:
         opens = []
@@ -239,8 +258,11 @@ class Pipeline:
         request = flight.request
         if not draws or self.requests.get(request.id) is not request:
             return []
-        taken, finish = request.take(draws, flight.drafted)
+        taken, finish = request.take(draws, flight.drafted, flight.source)
         self.emitted += len(taken)
+        if flight.drafted:
+            self.drafted[flight.source] += len(flight.drafted)
+            self.accepted[flight.source] += max(0, len(taken) - 1)
         if finish:
             del self.requests[request.id]
             self.kv_tokens = self._promised

@@ -39,6 +39,7 @@ class FrontOptions:
     expected: int = 1
     reach: bool = False  # links between machines are measured before they are counted on
     narrow: bool = False  # hidden states may travel in int8, where a link is what a token waits for
+    guesses: bool = False  # a draft model answers `Guess`
 
 
 def planned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[list[Parts]]:

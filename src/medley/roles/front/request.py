@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from medley.policies.pipeline.drafting import Drafter
 from medley.protocol.stages.events import Asked
 from medley.protocol.stages.words import Draw, Opening
+from medley.roles.front.drafts import Drafts, Source
 
 BLOCK = 256  # tokens by which KV grows on a stage
 
@@ -36,11 +36,11 @@ class Request:
     donor: int = 0
     donor_tokens: int = 0
     turn: int = 0
-    drafter: Drafter | None = None
+    drafts: Drafts | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.asked.prompt)
-        self.drafter = Drafter(self.tokens) if self.asked.draft else None
+        self.drafts = Drafts(self.tokens) if self.asked.draft else None
 
     @property
     def id(self) -> int:
@@ -76,11 +76,31 @@ class Request:
             self.donor, self.donor_tokens,
         )  # fmt: skip
 
-    def draft(self, most: int) -> tuple[int, ...]:
-        """Tokens that may follow; never more than could still be used."""
-        if self.drafter is None:
-            return ()
-        return self.drafter.propose(min(most, self.asked.limit - self.generated - 1))
+    def draft(self, most: int) -> tuple[tuple[int, ...], Source]:
+        """Tokens that may follow, and whose guess they are; never more than could still be used."""
+        if self.drafts is None:
+            return (), "text"
+        return self.drafts.propose(len(self.tokens), self._usable(most))
+
+    def guess_wanted(self, most: int, token_ns: float, traversal_ns: float) -> int:
+        """Tokens to ask the draft model for."""
+        if self.drafts is None:
+            return 0
+        return self.drafts.wanted(len(self.tokens), self._usable(most), token_ns, traversal_ns)
+
+    def await_guess(self, traversal_ns: float, now_ns: int) -> None:
+        if self.drafts is not None:
+            self.drafts.ask(len(self.tokens), traversal_ns, now_ns)
+
+    def awaits_guess(self, now_ns: int) -> bool:
+        return self.drafts is not None and self.drafts.awaits(len(self.tokens), now_ns)
+
+    def guessed(self, position: int, tokens: tuple[int, ...]) -> None:
+        if self.drafts is not None:
+            self.drafts.answered(position, tokens)
+
+    def _usable(self, most: int) -> int:
+        return min(most, self.asked.limit - self.generated - 1)
 
     def rewind(self, held: int) -> None:
         """A new generation: so many positions are there, the rest is computed again: one at least draws a token."""
@@ -88,7 +108,9 @@ class Request:
         self.opened = self.waiting = self.drafted = False
         self.donor = self.donor_tokens = 0
 
-    def take(self, draws: Sequence[Draw], drafted: tuple[int, ...]) -> tuple[tuple[Draw, ...], Finish]:
+    def take(
+        self, draws: Sequence[Draw], drafted: tuple[int, ...], source: Source = "text"
+    ) -> tuple[tuple[Draw, ...], Finish]:
         """The tokens that these draws add: up to the first one that the draft had wrong, the end, or the limit."""
         self.waiting = False
         taken: list[Draw] = []
@@ -102,14 +124,14 @@ class Request:
             if finish or n >= len(drafted) or drafted[n] != draw.token:
                 break
         self.sent = min(self.sent, len(self.tokens) - 1)
-        if drafted and self.drafter is not None:
-            self.drafter.judged(len(drafted), max(0, len(taken) - 1))
+        if drafted and self.drafts is not None:
+            self.drafts.judged(source, len(drafted), max(0, len(taken) - 1))
         return tuple(taken), finish
 
     def _append(self, token: int) -> None:
         self.tokens.append(token)
-        if self.drafter is not None:
-            self.drafter.extend(token)
+        if self.drafts is not None:
+            self.drafts.extend(token)
 
     def _finish(self, token: int) -> Finish:
         if token in self.asked.ends:

@@ -14,6 +14,7 @@ from medley.runtimes.simulated.serving.text import CIRCLE, END, POISON
 
 MIB = 1 << 20
 RTT_MS = (0.2, 2.0, 20.0, 100.0)
+GUESSED = 4  # every so-manieth seed has a draft model
 
 
 def draw_serving(seed: int) -> ServingSetup:
@@ -38,6 +39,7 @@ def draw_serving(seed: int) -> ServingSetup:
         front=Conditions(rtt_ms=rtt_ms),
         links=Links(Link(rtt_ms / 1000, 1e9)),
         bits=random.random() < 0.5,
+        guesses=seed % GUESSED == 0,
         boot_ns=random.choice((100 * MS, 600 * MS)),
     )
 

@@ -19,6 +19,7 @@ from medley.protocol.stages.events import (
     FrontEffect,
     FrontEvent,
     Gone,
+    Guess,
     Heard,
     Post,
     Reject,
@@ -29,6 +30,7 @@ from medley.protocol.stages.words import Draw, Word
 from medley.roles.front.front import Front
 from medley.roles.front.planning import FrontOptions
 from medley.runtimes.simulated.kernel import MS
+from medley.runtimes.simulated.serving.guesser import Guesser
 from medley.runtimes.simulated.serving.setup import FRONT, Client, ServingSetup
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class FrontProcess:
     def __init__(self, world: ServingWorld, setup: ServingSetup, address: Address) -> None:
         self.world, self.address = world, address
         self.role = Front(options_of(setup, address))
+        self.guesser = Guesser(world.kernel, self.handle)
         self.answers: dict[int, Answer] = {}
         self.ended = 0  # of them
 
@@ -95,6 +98,8 @@ class FrontProcess:
                 self._end(self.answers[request], f"failed: {reason}")
             case Suspect(node, reason):
                 self.world.suspected(node, reason)
+            case Guess():
+                self.guesser.guess(effect)
             case Explain() | Reject():
                 self.world.remark(FRONT, effect)
 
@@ -128,4 +133,5 @@ def options_of(setup: ServingSetup, address: Address) -> FrontOptions:
         setup.expected,
         setup.reach,
         setup.narrow,
+        setup.guesses,
     )

@@ -55,6 +55,7 @@ class ServingSetup:
     front_at: NodeId = FRONT  # or a machine: the front lives there
     links: Links = field(default_factory=lambda: Links(Link(0.0002, 1e12)))
     bits: bool = False
+    guesses: bool = False  # a draft model, sometimes wrong, sometimes late
     boot_ns: int = 1_000_000_000
 
 
