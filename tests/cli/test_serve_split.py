@@ -55,12 +55,24 @@ def refused(cli: Cli, *words: str) -> str:
         (["--pin", "desk=4"], "--pin is for a split model: add --pool or --local-stages N"),
         (["--kv-tokens", "512"], "--kv-tokens is for a split model"),
         (["--no-draft"], "--draft is for a split model"),
+        (["--draft-model", "./small"], "--draft-model is for a split model: add --pool or --local-stages N"),
+        (["--local-stages", "2", "--no-draft", "--draft-model", "./small"], "--no-draft wants none"),
+        (["--local-stages", "2", "--draft-model", "./small"], "--draft-model: there is no directory './small'"),
         (["--local-stages", "2", "--host", "0.0.0.0"], "it needs a key"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(cli: Cli, model: str, words: list[str], says: str) -> None:
     assert says in refused(cli, model, *words)
+
+
+def test_a_draft_model_of_another_vocabulary_is_said(cli: Cli, model: str, tmp_path: Path) -> None:
+    from medley.models.tokenizer import train_tokenizer
+
+    other = saved(tiny("llama"), tmp_path / "other")
+    train_tokenizer(["some text"], 300, other)
+    says = refused(cli, model, "--local-stages", "2", "--draft-model", str(other))
+    assert "--draft-model 'other' has another vocabulary than tiny: token 0 is '<s>' there and '<pad>' here" in says
 
 
 def test_nothing_to_serve_is_said(cli: Cli) -> None:

@@ -24,12 +24,25 @@ Examples:
   medley serve ./my-model --host 0.0.0.0 --port 8080 --api-key auto
   medley serve ./large --local-stages 3 --weights int8
   medley serve ./large --pool --survive 1
+  medley serve ./large --pool --draft-model ./small
   medley serve --watch
 """
 
 KV_HELP = "Of all answers at once, prompts included."
+DRAFT_HELP = "A smaller model of the same vocabulary, which guesses where the text does not repeat itself."
 WIRE_HELP = "Hidden states between stages."
-SPLIT_ONLY = ("machines", "objective", "weights", "pin", "survive", "kv_tokens", "draft", "wire", "priority")
+SPLIT_ONLY = (
+    "machines",
+    "objective",
+    "weights",
+    "pin",
+    "survive",
+    "kv_tokens",
+    "draft",
+    "draft_model",
+    "wire",
+    "priority",
+)
 
 
 @click.command("serve", epilog=EPILOG)
@@ -47,6 +60,7 @@ SPLIT_ONLY = ("machines", "objective", "weights", "pin", "survive", "kv_tokens",
 @click.option("--survive", type=click.IntRange(0, 1), default=0, help="1: a death costs no loading; twice the memory.")
 @click.option("--kv-tokens", type=click.IntRange(256, 1 << 24), default=8 * 2048, show_default=True, help=KV_HELP)
 @click.option("--draft/--no-draft", default=True, show_default=True, help="Guess tokens that repeat earlier text.")
+@click.option("--draft-model", default="", metavar="SMALL", help=DRAFT_HELP)
 @click.option("--wire", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto", help=WIRE_HELP)
 @click.option("--priority", type=int, default=0, show_default=True, help="Against the pool's training jobs.")
 @click.option("--watch", "watching", is_flag=True, help="Show what a pool serves, stage by stage.")
@@ -89,6 +103,8 @@ def _split_wanted(asking: Asking, given: dict[str, Any]) -> bool:
         raise UserError("--local-stages are processes of this machine, not of a pool: leave out one of the two")
     if stages and given["machines"]:
         raise UserError("--machines names machines of a pool: --local-stages makes its own")
+    if given["draft_model"] and not given["draft"]:
+        raise UserError("--draft-model makes drafts, and --no-draft wants none: leave out one of the two")
     if stages == 1 and given["survive"]:
         raise UserError("--survive 1 needs a second stage to hold what the first one holds: --local-stages 2")
     return True
@@ -116,7 +132,10 @@ def _split(asking: Asking, model: str, given: dict[str, Any]) -> None:
     with ExitStack() as held:
         sock = held.enter_context(bind(given["host"], given["port"]))
         from medley.serving.fleet import open_pipelined
+        from medley.serving.guessing import check_draft
 
+        if given["draft_model"]:
+            check_draft(given["draft_model"], model, whole=bool(given["local_stages"]))
         options, host, encrypt, operator = held.enter_context(_machines(asking, model, given))
         served = open_pipelined(model, options, host, encrypt, operator)
         served.engine.host.offer = _offer(model, served.name, sock, keyed=given["api_key"] is not None)
@@ -217,6 +236,7 @@ def _common(given: dict[str, Any]) -> dict[str, Any]:
         "kv_tokens": given["kv_tokens"],
         "survive": given["survive"],
         "draft": given["draft"],
+        "draft_model": given["draft_model"],
         "priority": given["priority"],
         "wire": given["wire"],
     }

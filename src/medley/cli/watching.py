@@ -12,6 +12,7 @@ from medley.cli.asking import Asking
 from medley.cli.shown import nbytes, table
 
 EVERY_S = 1.0
+WHOSE = {"text": "by the text itself", "model": "by the draft model"}
 
 
 def watch(asking: Asking, name: str) -> None:
@@ -56,6 +57,10 @@ def _serving(serving: dict[str, Any]) -> Iterator[str]:
             f"{pipeline['name']}: {pipeline['state']}, generation {pipeline['generation']}, {pipeline['requests']} "
             f"requests, {pipeline['in_flight']} batches in flight, {pipeline['link_s'] * 1e3:.1f} ms on links"
         )
+        if drafts := pipeline.get("drafts"):
+            yield "drafts, right of guessed: " + ", ".join(
+                f"{d['right']} of {d['tokens']} {WHOSE[s]}" for s, d in drafts.items()
+            )
         head = ("stage", "layers", "pass", "busy", "queue", "KV", "memory", "reserve", "to the next")
         links = [*map(_link, pipeline.get("links", ())), *("-" for _ in pipeline["hops"])]
         hops = zip(pipeline["hops"], links, strict=False)

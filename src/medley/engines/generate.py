@@ -87,7 +87,7 @@ class Generator(Wording):
             return
         cache = _cache(self.model)
         for start in range(0, len(prompt), PREFILL_TOKENS):
-            logits_V = self._step(prompt[start : start + PREFILL_TOKENS], start, cache)
+            logits_V = self.step(prompt[start : start + PREFILL_TOKENS], start, cache)
             yield Piece()
         yield from self._decode_steps(sampling, logits_V, len(prompt), limit, cache)
 
@@ -102,10 +102,10 @@ class Generator(Wording):
             yield piece
             if piece.finish:
                 return
-            logits_V = self._step((token,), position, cache)
+            logits_V = self.step((token,), position, cache)
 
     @torch.inference_mode()
-    def _step(self, ids: Sequence[int], start: int, cache: Any) -> NDArray[np.float32]:
+    def step(self, ids: Sequence[int], start: int, cache: Any) -> NDArray[np.float32]:
         """Logits [vocabulary] after `ids`, which stand at absolute positions `start` and on; extends the
         cache.
         """

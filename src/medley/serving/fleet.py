@@ -22,6 +22,7 @@ from medley.roles.front.front import Front
 from medley.roles.front.planning import FrontOptions, read_pins
 from medley.roles.front.request import BLOCK
 from medley.serving.front_host import Place
+from medley.serving.guessing import open_guessing
 from medley.serving.pipelined import Pipelined
 from medley.serving.weights_keeper import WeightsKeeper
 from medley.serving.weights_source import WeightsSource, open_source
@@ -35,7 +36,10 @@ SMALL = ("int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What a person asks for. `weights`: bf16, fp32, int8 or int4; `local`: all stages are processes here."""
+    """What a person asks for. `weights`: bf16, fp32, int8 or int4; `local`: all stages are processes here.
+
+    `draft_model`: a smaller one of the same vocabulary, which guesses; "": drafts come from the text alone.
+    """
 
     weights: str = "bf16"
     objective: Objective = "latency"
@@ -43,6 +47,7 @@ class ServeOptions:
     kv_tokens: int = 8 * 2048
     survive: int = 0
     draft: bool = True
+    draft_model: str = ""
     machines: tuple[str, ...] = ()
     expected: int = 1
     priority: int = 0
@@ -70,14 +75,18 @@ def open_pipelined(
     wanted = Wanted(options.objective, options.kv_tokens)
     plain = model_text(source, options.weights)
     wire = wire_of(options)
+    dtype = "fp32" if options.weights == "fp32" else "auto"
+    guessing = open_guessing(options.draft_model, words, dtype, options.kv_tokens) if options.draft_model else None
 
     def make(front: Address) -> Front:
         given = FrontOptions(plain, of.shape, wanted, front, links, wire, options.pins, options.survive)
-        return Front(replace(given, expected=options.expected, reach=not options.local, narrow=options.wire == "auto"))
+        narrow = options.wire == "auto"
+        more = replace(given, expected=options.expected, reach=not options.local, narrow=narrow)
+        return Front(replace(more, guesses=guessing is not None))
 
     place = Place(source.name, host, encrypt, options.machines, options.priority, options.threads, options.local)
     keeper = WeightsKeeper(source.stock, source.fingerprint)
-    engine = Pipelined(words, place, make, keeper, operator, options.draft)
+    engine = Pipelined(words, place, make, keeper, operator, options.draft, guessing)
     return Served(source.name, words, engine)
 
 

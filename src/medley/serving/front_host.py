@@ -27,6 +27,7 @@ from medley.protocol.stages.events import (
     Fail,
     FrontEffect,
     FrontEvent,
+    Guess,
     Heard,
     MachineDown,
     MachineUp,
@@ -39,6 +40,7 @@ from medley.protocol.stages.words import Pass, pack, unpack
 from medley.roles.front.front import Front
 from medley.runtimes.children.plane import Admission, open_plane, peer_of, ways_by
 from medley.runtimes.clock import SystemClock
+from medley.serving.guessing import Guessing
 from medley.serving.offers import Offer
 from medley.serving.shown import shown
 from medley.transports.control.operator import OperatorClient
@@ -81,7 +83,9 @@ class FrontHost:
         keeper: Keeper,
         operator: Callable[[], OperatorClient],
         told: Tokens,
+        guessing: Guessing | None = None,
     ) -> None:
+        self._guessing = guessing
         self._place, self._make, self._keeper, self._told = place, make, keeper, told
         self._operator = operator
         self._clock = SystemClock()
@@ -110,6 +114,8 @@ class FrontHost:
         with self._operator() as asking, self._operator() as hearing:
             async with TaskGroup() as tasks:
                 await self._open(asking, tasks)
+                if self._guessing is not None:
+                    self._guessing.begin(lambda event: self._elsewhere(self.post, event))
                 try:
                     await self._begin(asking)
                     async with TaskGroup() as working:
@@ -121,6 +127,8 @@ class FrontHost:
                 finally:
                     assert self.plane is not None
                     await self.plane.close()
+                    if self._guessing is not None:
+                        await asyncio.to_thread(self._guessing.close)
 
     async def _open(self, operator: OperatorClient, tasks: asyncio.TaskGroup) -> None:
         """The plane, and unless all stages are here a gate: some may be where nobody can dial in."""
@@ -177,6 +185,9 @@ class FrontHost:
             case Suspect(node, reason):
                 self._log.warning("suspected", node=node, reason=reason)
                 tasks.create_task(self._suspect(operator, node, reason))
+            case Guess():
+                assert self._guessing is not None
+                self._guessing.guess(effect)
             case Explain(subject, sentence):
                 self.explain(subject, sentence)
             case Reject(peer, reason):
@@ -212,8 +223,12 @@ class FrontHost:
         except FrameError as error:
             self._log.warning("refused a post", reason=str(error))
             return
+        self._elsewhere(self._hear, Heard(self._names.get(key, ""), word))  # type: ignore[arg-type]
+
+    def _elsewhere(self, then: Callable[[Any], None], event: FrontEvent) -> None:
+        """Something happened on another thread."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._hear, Heard(self._names.get(key, ""), word))  # type: ignore[arg-type]
+        self._loop.call_soon_threadsafe(then, event)
 
     def _hear(self, event: Heard) -> None:
         """What a stage says beyond all measure is lost, as posts may be."""

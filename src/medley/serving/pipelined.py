@@ -23,6 +23,7 @@ from medley.runtimes.clock import SystemClock
 from medley.serving.answers import Answers
 from medley.serving.engine import STOPPING, WAITING_MAX, Overloaded, Stopping, Ticket
 from medley.serving.front_host import FrontHost, Place
+from medley.serving.guessing import Guessing
 from medley.transports.control.operator import OperatorClient
 from medley.transports.tensors.contract import Keeper
 
@@ -42,10 +43,11 @@ class Pipelined:
         keeper: Keeper,
         operator: Callable[[], OperatorClient],
         draft: bool = True,
+        guessing: Guessing | None = None,
         waiting_max: int = WAITING_MAX,
     ) -> None:
         self._answers = Answers(words, draft)
-        self.host = FrontHost(place, make, keeper, operator, self._told)
+        self.host = FrontHost(place, make, keeper, operator, self._told, guessing)
         self._waiting_max = waiting_max
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[None] | None = None

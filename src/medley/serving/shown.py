@@ -40,6 +40,10 @@ def _pipeline(pipeline: Pipeline, front: Front) -> dict[str, Any]:
         "in_flight": len(pipeline.flying),
         "tokens": pipeline.emitted,
         "recomputed": pipeline.recomputed,
+        "drafts": {
+            source: {"tokens": tokens, "right": pipeline.accepted[source]}
+            for source, tokens in sorted(pipeline.drafted.items())
+        },
         "latency_s": round(latency_s, 5),
         "link_s": round(max(0.0, latency_s - sum(spent) / NS_PER_S), 5),
         "hops": [
