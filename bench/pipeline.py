@@ -1,6 +1,6 @@
 """A model over two or three stages of this machine against what it could do at best. One line of JSON for each figure.
 
-    python bench/pipeline.py [--what split,filled,prefill,draft,skew,kill] [--layers 22] [--tokens 32] [--rounds 3]
+    python bench/pipeline.py [--what FIGURE,...] [--layers 22] [--tokens 32] [--rounds 3]
 
 Random weights of TinyLlama-1.1B's shape in bf16 (fewer layers where a figure does not need all of them); nothing is
 downloaded. Two processes on one memory bus: a stage that decodes alone gets what one core can read, two together what
@@ -11,6 +11,8 @@ the bus gives, so two are never twice as fast as one; `ideal` beside a figure is
     prefill  a prompt of 2,048 tokens: chunks one after the other through both stages / following each other
     draft    one stream, the way to the first stage 100 ms long, text that repeats itself: with drafts / without; and
              the same for text that does not
+    guess    the same way, text that does not repeat itself, a draft model of one layer: with it / without; and the same
+             for one that never agrees
     skew     machines 4:1 in speed, many streams: the planner's layout / layers in proportion to memory
     kill     SIGKILL of the middle of three stages at token 64: the pause, with reserves and without
 """
@@ -60,20 +62,22 @@ class Bench:
         self.folder, self.layers, self.tokens, self.rounds = folder, layers, tokens, rounds
         self._pools = 0
 
-    def model(self, layers: int, repeating: bool = False) -> Path:
-        directory = self.folder / f"llama-{layers}{'-repeating' * repeating}"
+    def model(self, layers: int, repeating: bool = False, shallow: bool = False) -> Path:
+        directory = self.folder / f"llama-{layers}{'-repeating' * repeating}{'-shallow' * shallow}"
         if not directory.exists():
             write(config_of("tinyllama-1.1b", layers), directory, 500 << 20)
             train_tokenizer(TEXTS * 4, 320, directory)
             if repeating:
                 forget_context(directory)
+            if shallow:
+                add_nothing(directory)
         return directory
 
     @contextmanager
     def over(self, layers: int, stages: int, pins: str = "", workers: int = 0, **more: Any) -> Iterator[Rig]:
         pool = {"compute_factors": more.pop("compute_factors", ())}
         names = [f"worker-{n + 1}" for n in range(stages)]
-        model = self.model(layers, more.pop("repeating", False))
+        model = self.model(layers, more.pop("repeating", False), more.pop("shallow", False))
         given = {"draft": False, "kv_tokens": 8 * 2304, "expected": workers or stages, "local": True, **more}
         pinned = pins or even_pins(names, layers)
         options = ServeOptions(**given, pins="" if pins == "planned" else pinned)
@@ -175,6 +179,37 @@ def draft(bench: Bench) -> dict[str, Any]:
     return {**found["repeating"], "random_text": _short(found["random"])}
 
 
+def guess(bench: Bench) -> dict[str, Any]:
+    """A large model whose later layers add nothing draws what its first layer alone does; another one does not."""
+    layers, tokens = min(bench.layers, 4), 3 * bench.tokens
+    small = bench.model(1)
+
+    def turn(pipe: Rig) -> float:
+        return per_second(asyncio.run(pipe.alone(PROMPT, greedy(tokens))))
+
+    found = {}
+    for name, shallow in (("agrees", True), ("never agrees", False)):
+        rates = {}
+        for draft_model in ("", str(small)):
+            with bench.over(layers, 2, shallow=shallow, draft=True, draft_model=draft_model) as pipe:
+                _delay(pipe)
+                rates[draft_model] = bench.best(lambda pipe=pipe: turn(pipe))  # type: ignore[misc]
+                if draft_model:
+                    found[f"{name}: drafts"] = pipe.note()["pipelines"][0]["drafts"]
+        found[name] = {"with": rates[str(small)], "without": rates[""], "ratio": rates[str(small)] / rates[""]}
+    return {name: _short(figures) if "ratio" in figures else figures for name, figures in found.items()}
+
+
+def add_nothing(directory: Path) -> None:
+    """The layers after the first cost what they did and change nothing."""
+    for path in directory.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")) and ".layers.0." not in name:
+                tensor.zero_()
+        save_file(tensors, path, {"format": "pt"})
+
+
 def forget_context(directory: Path) -> None:
     """Layers that cost what they did and add nothing, and few words: each decides the next, so they go in circles."""
     for path in directory.glob("*.safetensors"):
@@ -270,6 +305,7 @@ FIGURES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "filled": filled,
     "prefill": prefill,
     "draft": draft,
+    "guess": guess,
     "skew": skew,
     "kill": kill,
 }
