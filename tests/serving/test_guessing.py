@@ -13,6 +13,7 @@ import pytest
 from bench.pipeline_rig import SMALL, Rig, checkpoint, rig
 from tests.serving.conftest import byte_tokenizer
 
+from medley.cli.watching import lines
 from medley.engines.sampling import Sampling
 from medley.engines.wording import Wording
 from medley.models.tokenizer import train_tokenizer
@@ -172,6 +173,8 @@ def test_the_same_tokens_in_fewer_traversals(split: Delayed, undisturbed: list[l
     assert after["right"] - before["right"] > 10
     assert after["right"] - before["right"] == after["tokens"] - before["tokens"], "it agrees with itself"
     assert split.passes - passes < len(told.tokens) / 2
+    shown = lines({"servings": [{"job": "j", "name": "large", "note": split.rig.note()}]})
+    assert any(f"{after['right']} of {after['tokens']} by the draft model" in line for line in shown)
 
 
 def test_a_draft_model_that_fails_costs_no_answer(split: Delayed, undisturbed: list[list[int]]) -> None:
