@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from medley.engines.sampling import Sampling, draw, logprob
 from medley.engines.stage_cache import RAGGED, RequestCache, Shape, Turn
 from medley.engines.stage_refusals import Gap, NoRoom, NotFinite, Refused
+from medley.models.lean_layer import turning_of
 from medley.models.slices import Embedding, Head, Parts, Transform
 from medley.models.weightfiles import Stored, Tensors
 from medley.protocol.stages.words import ROWS_MAX, TOKENS_MAX, Alternative, Draw, RequestId, Row
@@ -216,11 +217,13 @@ class StageEngine:
             raise Refused(f"{missing[0]} is not loaded here")
 
     def _run(self, layers: Sequence[nn.Module], hidden: Tensor, positions_1T: Tensor, turns: Sequence[Turn]) -> Tensor:
-        turning = {}
         if self._rotary is not None:
-            turning["position_embeddings"] = self._rotary(hidden, position_ids=positions_1T)
+            turning = turning_of(self._rotary, hidden, positions_1T)
+            for layer in layers:
+                hidden = layer(hidden, turning, turns=turns)
+            return hidden
         for layer in layers:
-            hidden = layer(hidden, attention_mask=None, position_ids=positions_1T, turns=turns, **turning)
+            hidden = layer(hidden, attention_mask=None, position_ids=positions_1T, turns=turns)
         return hidden
 
     def _begin(self, embedding: Embedding | None, given: Sequence[int] | Tensor, positions_1T: Tensor) -> Tensor:

@@ -137,14 +137,18 @@ def ragged_attention(
 ) -> tuple[Tensor, None]:
     """Output [1, T, H, D]; writes each row's keys and values into its request's cache first."""
     layer: int = module.layer_idx  # type: ignore[assignment]
-    heads, width = query_1HTD.shape[1], query_1HTD.shape[3]
-    out_THD = query_1HTD.new_empty(query_1HTD.shape[2], heads, width)
+    query_HTD, key_GTD, value_GTD = query_1HTD[0], key_1GTD[0], value_1GTD[0]
+    out = []
     for turn in turns:
-        at = slice(turn.place, turn.place + turn.count)
+        if len(turns) == 1:
+            query, key, value = query_HTD, key_GTD, value_GTD
+        else:
+            at = slice(turn.place, turn.place + turn.count)
+            query, key, value = query_HTD[:, at], key_GTD[:, at], value_GTD[:, at]
         held = turn.cache.layers[layer]
-        held.write(turn.start, key_1GTD[0, :, at], value_1GTD[0, :, at])
-        out_THD[at] = _attend(query_1HTD[0, :, at], turn, held, scaling, sliding_window)
-    return out_THD[None], None
+        held.write(turn.start, key, value)
+        out.append(_attend(query, turn, held, scaling, sliding_window))
+    return (out[0] if len(out) == 1 else torch.cat(out))[None], None
 
 
 def _attend(query_HnD: Tensor, turn: Turn, held: LayerCache, scaling: float | None, window: int | None) -> Tensor:

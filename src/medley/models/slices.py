@@ -4,7 +4,7 @@ tensor by tensor.
 Promises: only the tensors of the part are read, one at a time, so that loading costs about the part's own bytes; no
 code of the checkpoint is run; a part is whole or does not exist. Families: Llama, Mistral, Qwen2, Qwen3, OPT; whatever
 else their configurations say (grouped heads, tied embeddings, biases, rope scaling, windows) is transformers' business,
-for the modules are its.
+for the modules are its, until a filled one is made lean for computing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from medley.models.lean_layer import FAMILIES as LEAN
+from medley.models.lean_layer import LeanLayer
 from medley.models.packed_linear import can_pack, pack
 from medley.models.presets import Preset
 from medley.models.weightfiles import Tensors
@@ -94,9 +96,9 @@ class Parts:
 
     Made once: what all layers have in common is then known. `transform` gets a layer, and the head's linear layers, as
     soon as they are filled, so that two parts never exist untransformed. `device`: where they will compute, if they are
-    only for that; without a transform their weights are then kept as its kernels like them best. The methods may be
-    called on any thread, and raise UserError for tensors that are missing or of another shape than the configuration
-    says.
+    only for that: layers are then a `LeanLayer` where there is one for the family, and without a transform weights are
+    kept as its kernels like them best. The methods may be called on any thread, and raise UserError for tensors that
+    are missing or of another shape than the configuration says.
     """
 
     def __init__(
@@ -114,11 +116,16 @@ class Parts:
         self.layers = int(config.num_hidden_layers)
         self.base, self._norm = FAMILIES[config.model_type]
         self._network = _network(config, attention)
+        self._attention = attention
         self.config = self._network.config
         self._decoder = self._network.get_submodule(self.base)
 
     def layer(self, weights: Tensors, index: int) -> nn.Module:
         made: nn.Module = _fill(self.bare_layer(index), f"{self.base}.layers.{index}", weights, self.dtype)
+        if self.device is not None and self.config.model_type in LEAN:
+            from transformers import AttentionInterface
+
+            made = LeanLayer(made, self.config, AttentionInterface()[self._attention])
         return self._placed(made if self.transform is None else self.transform(made))
 
     def embedding(self, weights: Tensors, head: Head | None = None) -> Embedding:
