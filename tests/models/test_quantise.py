@@ -9,6 +9,7 @@ from torch import nn
 
 from medley.engines.stage import StageEngine
 from medley.models.quantise import (
+    CHUNK,
     GROUP,
     Halves,
     HalvesInt8Linear,
@@ -31,7 +32,7 @@ def layer(rows: int, columns: int, bias: bool = False) -> nn.Linear:
     return made.requires_grad_(False)
 
 
-@pytest.mark.parametrize("rows", [48, 50])
+@pytest.mark.parametrize("rows", [48, 50, CHUNK + 50])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
@@ -63,7 +64,7 @@ def test_in_halves_activations_keep_sixteen_bits() -> None:
     assert torch.equal(made(x[1:2]), made(x)[1:2])
 
 
-@pytest.mark.parametrize("rows", [48, 50])
+@pytest.mark.parametrize("rows", [48, 50, CHUNK + 50])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 @torch.inference_mode()
 def test_int4_loses_half_a_step_of_its_group(rows: int, tokens: int) -> None:

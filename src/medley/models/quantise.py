@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medley.models.packed_linear import with_rows
 from medley.models.pages import in_large_pages
 from medley.models.slices import Transform
 from medley.protocol.errors import UserError, did_you_mean
@@ -25,6 +24,12 @@ Weights = Literal["int8", "int4"]
 KINDS = ("int8", "int4")
 GROUP = 64  # 32: a little closer to the original and a tenth more bytes; the kernel takes 32, 64, 128 and 256
 ROWS = 16  # of int4 weights are packed together
+CHUNK = 1024  # rows that are quantised at a time, in fp32; a multiple of those that any kernel packs together
+STEPS = 127 * 256  # of a token's largest value, in 16 bits
+# A token in steps as two halves of 0 to 255: in two's complement they are the bytes of v + 128 * 257, and the lower
+# bytes of that and of its 256th part; the half more rounds. R: lower and upper, three times, for a single token.
+MOVED_R11 = torch.tensor([32896.5, 32896.5 / 256] * 3)[:, None, None]
+PART_R11 = torch.tensor([1, 1 / 256] * 3)[:, None, None]
 
 
 class Int8Linear(nn.Module):
@@ -51,18 +56,29 @@ class Halves:
     """Tokens in 16 bits, as two rows of bytes around 128 each; made once for the layers that take the same input."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor | float] | None = None
 
-    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[2 M or more, K], all lower halves before all upper ones, and the step of each token [M, 1]."""
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """[2 M or more, K], all lower halves before all upper ones, and the step of each token: [M, 1], or one."""
         if self._last is None or self._last[0] is not x:
             flat_MK = x.reshape(-1, x.shape[-1]).float()
-            step_M1 = flat_MK.abs().amax(1, keepdim=True).clamp_(min=1e-30) / 32512  # 127 * 256
-            # In two's complement the bytes of v + 128 * 257 are its halves, rounded and moved to 0..255.
-            moved_MK = (flat_MK / step_M1).round_().add_(32896).to(torch.int32)
-            halves = moved_MK.view(torch.uint8).view(*moved_MK.shape, 4)[..., :2].permute(2, 0, 1)
-            self._last = x, with_rows(halves.reshape(-1, x.shape[-1])), step_M1
+            step, moved_RMK = _one_moved(flat_MK) if len(flat_MK) == 1 else _moved(flat_MK)
+            # An integer becomes a byte by keeping its lower half.
+            self._last = x, moved_RMK.to(torch.int32).to(torch.uint8).flatten(0, 1), step
         return self._last[1], self._last[2]
+
+
+def _moved(flat_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of each token, and it in steps as `MOVED_R11` and `PART_R11` say, once."""
+    step_M1 = flat_MK.abs().amax(1, keepdim=True).clamp_(min=1e-30).div_(STEPS)
+    return step_M1, torch.addcmul(MOVED_R11[:2], PART_R11[:2], flat_MK / step_M1)
+
+
+def _one_moved(flat_1K: Tensor) -> tuple[float, Tensor]:
+    """The same of a single token, with fewer kernels, and as often as oneDNN reads weights fastest."""
+    low, high = torch.aminmax(flat_1K)
+    step = max(-float(low), float(high), 1e-30) / STEPS
+    return step, torch.addcmul(MOVED_R11, PART_R11, flat_1K, value=1 / step)
 
 
 class HalvesInt8Linear(nn.Module):
@@ -71,26 +87,33 @@ class HalvesInt8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, halves: Halves) -> None:
         super().__init__()
         quantised_NK, scale_N = _int8(linear.weight.data)
+        # Bytes of tokens lie around 128: what that adds to a sum is known, so that the kernel need not.
+        moved_N = quantised_NK.sum(1, dtype=torch.int32).float().mul_(-128 * scale_N.float())
         self.halves = halves
         # No buffer: oneDNN's order has neither strides nor storage that anything but its kernel could use.
         self._packed = in_large_pages(torch.ops.onednn.qlinear_prepack(quantised_NK, None))
         self.scale_N = nn.Buffer(scale_N.float())
-        self.zero_N = nn.Buffer(torch.zeros(len(scale_N), dtype=torch.int32))
+        self.moved_N = nn.Buffer(moved_N)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
         self.nbytes = quantised_NK.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
-        halves_2MK, step_M1 = self.halves.of(x)
-        sums_2MN: Tensor = torch.ops.onednn.qlinear_pointwise(
-            halves_2MK, 1.0, 128, self._packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
+        halves_RK, step = self.halves.of(x)
+        sums_RN: Tensor = torch.ops.onednn.qlinear_pointwise(
+            halves_RK, 1.0, 0, self._packed, self.scale_N, None, self.moved_N, 1.0, 0, torch.float32, "none", [], ""
         )
-        tokens = step_M1.shape[0]
-        out_MN = torch.add(sums_2MN[:tokens], sums_2MN[tokens : 2 * tokens], alpha=256).mul_(step_M1).to(x.dtype)
+        tokens = x.numel() // x.shape[-1]
+        out_MN = torch.add(sums_RN[:tokens], sums_RN[tokens : 2 * tokens], alpha=256).mul_(step).to(x.dtype)
         return _shaped(out_MN, x, self.bias)
 
 
 def _int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Quantised weights and the scale of each row."""
+    chunks = [_int8_chunk(chunk_nK) for chunk_nK in weight_NK.split(CHUNK)]
+    return torch.cat([quantised for quantised, _ in chunks]), torch.cat([scale for _, scale in chunks])
+
+
+def _int8_chunk(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     wide_NK = weight_NK.float()
     scale_N = (wide_NK.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()
     # Rounded against the scale that will be used; rounding the scale first costs up to one step at the ends.
@@ -103,21 +126,28 @@ class Int4Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.rows = linear.out_features
-        weight_NK = functional.pad(linear.weight.data.float(), (0, 0, 0, -self.rows % ROWS))
-        grouped_NGg = weight_NK.reshape(weight_NK.shape[0], -1, GROUP)
-        low_NG, high_NG = grouped_NGg.amin(-1), grouped_NGg.amax(-1)
-        scale_NG = ((high_NG - low_NG).clamp(min=1e-10) / 15).bfloat16()
-        offset_NG = (low_NG + scale_NG.float() * 8).bfloat16()
-        steps = (grouped_NGg - offset_NG.float()[..., None]) / scale_NG.float()[..., None]
-        nibbles_NK = (steps.round() + 8).clamp(0, 15).to(torch.int32).reshape(weight_NK.shape)
-        self.packed = nn.Buffer(in_large_pages(torch._convert_weight_to_int4pack_for_cpu(nibbles_NK, 1)))
-        self.scales_GN2 = nn.Buffer(torch.stack([scale_NG.t(), offset_NG.t()], dim=-1).contiguous())
+        chunks = [_int4_chunk(chunk_nK) for chunk_nK in linear.weight.data.split(CHUNK)]
+        self.packed = nn.Buffer(in_large_pages(torch.cat([packed for packed, _ in chunks])))
+        self.scales_GN2 = nn.Buffer(torch.cat([scales for _, scales in chunks], dim=1))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.bfloat16(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         flat_MK = x.reshape(-1, x.shape[-1]).bfloat16().contiguous()
         out: Tensor = torch._weight_int4pack_mm_for_cpu(flat_MK, self.packed, GROUP, self.scales_GN2)
         return _shaped(out[:, : self.rows], x, self.bias)
+
+
+def _int4_chunk(weight_nK: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed weights, and scale and offset of each group [G, N, 2]."""
+    weight_NK = functional.pad(weight_nK.float(), (0, 0, 0, -len(weight_nK) % ROWS))
+    grouped_NGg = weight_NK.reshape(weight_NK.shape[0], -1, GROUP)
+    low_NG, high_NG = grouped_NGg.amin(-1), grouped_NGg.amax(-1)
+    scale_NG = ((high_NG - low_NG).clamp(min=1e-10) / 15).bfloat16()
+    offset_NG = (low_NG + scale_NG.float() * 8).bfloat16()
+    steps = (grouped_NGg - offset_NG.float()[..., None]) / scale_NG.float()[..., None]
+    nibbles_NK = (steps.round() + 8).clamp(0, 15).to(torch.int32).reshape(weight_NK.shape)
+    packed = torch._convert_weight_to_int4pack_for_cpu(nibbles_NK, 1)
+    return packed, torch.stack([scale_NG.t(), offset_NG.t()], dim=-1).contiguous()
 
 
 def _shaped(out_MN: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
