@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,25 @@ def test_guesses_that_are_always_wrong_stop_and_are_tried_ever_more_rarely() -> 
     assert len(asked) < 40
     gaps = [b - a for a, b in pairwise(asked)]
     assert max(gaps) >= PAUSE_MOST and min(gap for gap in gaps if gap > 1) >= PAUSE
+
+
+@pytest.mark.parametrize("token_ms", [1, 5, 20, 60])
+@pytest.mark.parametrize("right", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
+def test_nobody_waits_much_longer_with_a_draft_model_and_many_far_less(right: float, token_ms: float) -> None:
+    random, guessing, spent_ms, tokens = Random(1), Guessing(), 0.0, 0
+    while tokens < 96:
+        length = guessing.length(token_ms * MS, 100 * MS, 16)
+        accepted = next((n for n in range(length) if random.random() >= right), length)
+        spent_ms += 100 + length * token_ms
+        if length:
+            guessing.judged(length, accepted)
+        for _ in range(accepted + 1):
+            guessing.extend()
+        tokens += accepted + 1
+    gain = tokens * 100 / spent_ms
+    assert gain > 0.97
+    if right >= 0.7 and token_ms <= 5:
+        assert gain > 2
 
 
 def test_guesses_that_hold_again_come_back() -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 UNKNOWN = 4  # tokens, while nobody knows what one takes
 WEIGHT = 0.2  # of the newest guess
 OUTLIER = 4.0  # one counts as at most so many usual ones
-MEMORY = 0.9  # of what earlier guesses say, with each that was judged
-RIGHT, WRONG = 3.0, 1.0  # tokens that are taken for known at first
+MEMORY = 0.8  # of what earlier guesses say, with each that was judged
+RIGHT, WRONG = 1.5, 0.5  # tokens that are taken for known at first: a draft model that never agrees is soon left alone
 PAUSE, PAUSE_MOST = 16, 256  # tokens without a guess
 
 
