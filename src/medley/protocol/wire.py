@@ -10,8 +10,7 @@ sides, so that a peer never hears what it would refuse.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from operator import attrgetter
@@ -27,6 +26,7 @@ MAX_NBYTES = 16 * 1024 * 1024
 MAX_TEXT_NBYTES = 64 * 1024
 MAX_DOCUMENT_NBYTES = 8 * 1024 * 1024
 MAX_ITEMS = 65_536
+SMALL_NBYTES = min(MAX_TEXT_NBYTES, MAX_ITEMS)  # a message of no more can hold no text and no list that is too long
 # Fields that carry a whole JSON document rather than a name or a sentence.
 DOCUMENTS = frozenset({"plan", "body_json"})
 
@@ -34,6 +34,7 @@ _ENVELOPE: Any = vars(medley_pb2)["Envelope"]
 
 T = TypeVar("T")
 Convert = Callable[[Any], Any]
+Check = Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,45 +48,71 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """How one dataclass crosses: `write` makes its protobuf message, `read` the dataclass again."""
+    """How one dataclass crosses: `write` fills a protobuf message, `read` makes the dataclass again, `within` refuses
+    texts and lists that are too long, in either of them."""
 
     pb: Any
-    write: Convert
+    write: Callable[[Any, Any], None]
     read: Convert
+    within: Check
 
 
 def encode(message: FromNode | ToNode, *, cause: str = "", term: int = 0) -> bytes:
     """Bytes of an Envelope around `message`. Raises FrameError for what `decode` would refuse."""
     cls = type(message)
-    if cls not in _BODIES:
+    name = _BODIES.get(cls)
+    if name is None:
         raise FrameError(f"{cls.__name__} is not a control message")
-    _text(cause, "cause", MAX_TEXT_NBYTES)
-    with _sending(cls):
-        body = {_BODIES[cls]: _SHAPES[cls].write(message)}
-        return _bounded(_ENVELOPE(term=term, cause=cause, **body).SerializeToString())
+    shape = _SHAPES[cls]
+    try:
+        envelope = _ENVELOPE(term=term, cause=cause) if cause or term else _ENVELOPE()
+        body = getattr(envelope, name)
+        body.SetInParent()  # or a message of nothing but zeros would be no message
+        shape.write(message, body)
+        data: bytes = envelope.SerializeToString()
+    except (TypeError, ValueError, EncodeError) as error:
+        raise FrameError(f"{cls.__name__} cannot be encoded: {error}") from None
+    if len(data) > SMALL_NBYTES:
+        _text(cause, "cause", MAX_TEXT_NBYTES)
+        shape.within(message)
+    return _bounded(data)
 
 
 def decode(data: bytes) -> Envelope:
     """The envelope again. Raises FrameError for bytes that `encode` could not have made."""
     envelope = _parsed(_ENVELOPE, data)
-    body = envelope.WhichOneof("body")
-    if body is None:
+    name = envelope.WhichOneof("body")
+    if name is None:
         raise FrameError("an envelope without a message")
-    cause = _text(envelope.cause, "cause", MAX_TEXT_NBYTES)
-    message = _SHAPES[_BY_BODY[body]].read(getattr(envelope, body))
-    return Envelope(message, cause, envelope.term)
+    shape, body, cause = _SHAPES[_BY_BODY[name]], getattr(envelope, name), envelope.cause
+    if len(data) > SMALL_NBYTES:
+        _text(cause, "cause", MAX_TEXT_NBYTES)
+        shape.within(body)
+    return Envelope(shape.read(body), cause, envelope.term)
 
 
 def encode_plain(value: Any) -> bytes:
     """Bytes of one dataclass that travels outside an envelope (the join and operator doors)."""
-    with _sending(type(value)):
-        return _bounded(shape_of(type(value)).write(value).SerializeToString())
+    cls = type(value)
+    shape = shape_of(cls)
+    try:
+        message = shape.pb()
+        shape.write(value, message)
+        data: bytes = message.SerializeToString()
+    except (TypeError, ValueError, EncodeError) as error:
+        raise FrameError(f"{cls.__name__} cannot be encoded: {error}") from None
+    if len(data) > SMALL_NBYTES:
+        shape.within(value)
+    return _bounded(data)
 
 
 def decode_plain(cls: type[T], data: bytes) -> T:
     """The dataclass again; FrameError as in `decode`."""
     shape = shape_of(cls)
-    value: T = shape.read(_parsed(shape.pb, data))
+    message = _parsed(shape.pb, data)
+    if len(data) > SMALL_NBYTES:
+        shape.within(message)
+    value: T = shape.read(message)
     return value
 
 
@@ -108,14 +135,6 @@ def members(union: Any) -> tuple[type, ...]:
     if not parts:
         return (union,)
     return tuple(dict.fromkeys(cls for part in parts for cls in members(part)))
-
-
-@contextmanager
-def _sending(cls: type) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError, EncodeError) as error:
-        raise FrameError(f"{cls.__name__} cannot be encoded: {error}") from None
 
 
 def _bounded(data: bytes) -> bytes:
@@ -141,80 +160,124 @@ def _build(cls: type) -> _Shape:
     if pb is None:
         raise ImportError(f"medley.proto has no message {cls.__name__}: run tools/make_proto.py")
     hints = get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    pairs = [_field(name, hints[name]) for name in names]
-    writers = [(name, attrgetter(name), write) for name, (write, _) in zip(names, pairs, strict=True)]
-    readers = [read for _, read in pairs]
+    fields = [_field(f.name, hints[f.name]) for f in dataclasses.fields(cls)]
+    plain = [f.name for f in fields if f.put is None]
+    others = [(f.name, f.put) for f in fields if f.put is not None]
+    checks = [(f.name, f.within) for f in fields if f.within is not None]
 
-    def write(value: Any) -> Any:
-        fields = {}
-        for name, get, convert in writers:
-            fields[name] = get(value) if convert is None else convert(get(value))
-        return pb(**fields)
+    def write(value: Any, message: Any) -> None:
+        for name in plain:
+            setattr(message, name, getattr(value, name))
+        for name, put in others:
+            put(getattr(value, name), message)
+
+    def within(either: Any) -> None:
+        for name, check in checks:
+            check(getattr(either, name))
+
+    return _Shape(pb, write, _reader(cls, fields), within)
+
+
+def _reader(cls: type, fields: list[_Field]) -> Convert:
+    """All fields in one look, then those that need another one."""
+    names = [f.name for f in fields]
+    # One name would come without a tuple around it.
+    look = attrgetter(*names) if len(names) > 1 else lambda message: [getattr(message, name) for name in names]
+    nested = [f.name for f in fields if f.nested]
+    converts = [(place, f.convert) for place, f in enumerate(fields) if f.convert is not None]
 
     def read(message: Any) -> Any:
-        return cls(*[get(message) for get in readers])
+        for name in nested:
+            if not message.HasField(name):
+                raise FrameError(f"field '{name}' is missing")
+        values = list(look(message))
+        for place, convert in converts:
+            values[place] = convert(values[place])
+        return cls(*values)
 
-    return _Shape(pb, write, read)
+    return read
 
 
-def _field(name: str, hint: Any) -> tuple[Convert | None, Convert]:
-    """(dataclass value -> protobuf value, or None for itself; protobuf message -> dataclass value)"""
-    get = attrgetter(name)
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One field's ways: `put` its value into a protobuf message, or None if setting it is enough; `convert` what that
+    message holds; `within` refuses what is too long."""
+
+    name: str
+    put: Callable[[Any, Any], None] | None = None
+    convert: Convert | None = None
+    within: Check | None = None
+    nested: bool = False
+
+
+def _field(name: str, hint: Any) -> _Field:
     if get_origin(hint) is tuple:
-        return _repeated(name, get_args(hint)[0], get)
+        return _repeated(name, get_args(hint)[0])
     if dataclasses.is_dataclass(hint):
-        return _nested(name, shape_of(hint), get)
-    check = _check(name, hint)
+        return _nested(name, shape_of(hint))
+    check, within = _allowed(name, hint), _limit(name, hint)
     if check is None:
-        return None, get
-    return check, lambda message: check(get(message))
+        return _Field(name, within=within)
+
+    def put(value: Any, message: Any) -> None:
+        setattr(message, name, check(value))
+
+    return _Field(name, put, check, within)
 
 
-def _nested(name: str, shape: _Shape, get: Convert) -> tuple[Convert, Convert]:
-    def read(message: Any) -> Any:
-        if not message.HasField(name):
-            raise FrameError(f"field '{name}' is missing")
-        return shape.read(get(message))
+def _nested(name: str, shape: _Shape) -> _Field:
+    def put(value: Any, message: Any) -> None:
+        inner = getattr(message, name)
+        inner.SetInParent()
+        shape.write(value, inner)
 
-    return shape.write, read
+    return _Field(name, put, shape.read, shape.within, nested=True)
 
 
-def _repeated(name: str, item: Any, get: Convert) -> tuple[Convert, Convert]:
+def _repeated(name: str, item: Any) -> _Field:
     shape = shape_of(item) if dataclasses.is_dataclass(item) else None
-    write_item = shape.write if shape else _check(name, item)
-    read_item = shape.read if shape else write_item
+    check = _allowed(name, item) if shape is None else None
+    within_item = shape.within if shape is not None else _limit(name, item)
 
-    def counted(items: Any) -> Any:
+    def put(items: Any, message: Any) -> None:
+        there = getattr(message, name)
+        if shape is None:
+            there.extend(items if check is None else [check(one) for one in items])
+            return
+        for one in items:
+            shape.write(one, there.add())
+
+    def within(items: Any) -> None:
         if len(items) > MAX_ITEMS:
             raise FrameError(f"field '{name}' has {len(items)} items, over the limit of {MAX_ITEMS}")
-        return items
+        if within_item is not None:
+            for one in items:
+                within_item(one)
 
-    def write(items: Any) -> Any:
-        counted(items)
-        return items if write_item is None else [write_item(item) for item in items]
-
-    def read(message: Any) -> Any:
-        items = counted(get(message))
-        return tuple(items) if read_item is None else tuple([read_item(item) for item in items])
-
-    return write, read
+    read = shape.read if shape is not None else check
+    convert: Convert = tuple if read is None else lambda items: tuple([read(one) for one in items])
+    return _Field(name, put, convert, within)
 
 
-def _check(name: str, hint: Any) -> Convert | None:
+def _allowed(name: str, hint: Any) -> Convert | None:
     """A value that passes through, or FrameError; None where protobuf itself checks enough."""
     if get_origin(hint) is Literal:
         return _one_of(name, frozenset(get_args(hint)))
+    if hint is float:
+        return _finite(name)
+    if hint in (int, bool, str, bytes):
+        return None
+    raise TypeError(f"the contract has no place for {hint!r} in field '{name}'")
+
+
+def _limit(name: str, hint: Any) -> Check | None:
+    """Whether a text or a blob may be so long; None where a number is all that there is."""
     limit = MAX_DOCUMENT_NBYTES if name in DOCUMENTS else MAX_TEXT_NBYTES
     if hint is str:
         return lambda value: _text(value, name, limit)
     if hint is bytes:
         return lambda value: _blob(value, name, limit)
-    if hint is float:
-        return lambda value: _finite(value, name)
-    if hint in (int, bool):
-        return None
-    raise TypeError(f"the contract has no place for {hint!r} in field '{name}'")
+    return None
 
 
 def _one_of(name: str, allowed: frozenset[str]) -> Convert:
@@ -226,23 +289,24 @@ def _one_of(name: str, allowed: frozenset[str]) -> Convert:
     return check
 
 
-def _text(value: str, name: str, limit: int) -> str:
+def _text(value: str, name: str, limit: int) -> None:
     # A character is at most four bytes, so most strings need no second look.
     if len(value) * 4 > limit and len(value.encode()) > limit:
         raise FrameError(f"field '{name}' is over the limit of {limit} bytes")
-    return value
 
 
-def _finite(value: float, name: str) -> float:
-    if not isfinite(value):
-        raise FrameError(f"field '{name}' is not a finite number")
-    return value
+def _finite(name: str) -> Convert:
+    def check(value: Any) -> Any:
+        if not isfinite(value):
+            raise FrameError(f"field '{name}' is not a finite number")
+        return value
+
+    return check
 
 
-def _blob(value: bytes, name: str, limit: int) -> bytes:
+def _blob(value: bytes, name: str, limit: int) -> None:
     if len(value) > limit:
         raise FrameError(f"field '{name}' is over the limit of {limit} bytes")
-    return value
 
 
 _SHAPES: dict[type, _Shape] = {}
