@@ -46,8 +46,7 @@ def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> N
     if worker is not None:
         _measure_speed(ctx, node, report, now_ns)
         worker.residual_norm, worker.micro_batch = report.residual_norm, report.micro_batch
-    ctx.roster.updates[report.update] = InFlight(report, node, now_ns)
-    ctx.roster.turnover += 1
+    ctx.roster.announce(InFlight(report, node, now_ns))
 
 
 def _nonsense(ctx: Context, report: UpdateReady) -> str:
@@ -174,17 +173,19 @@ def _here(ctx: Context, complete: Sequence[UpdateId]) -> int:
 
 def _expected(ctx: Context) -> int:
     """How many updates (of a round) or nodes (elsewhere) this commit could wait for."""
-    if ctx.prepared.spec.train.sync.mode != "sync":
-        return len({h.node for h in ctx.ledger.leases.values() if not h.carried})
     if ctx.granted[0] != ctx.records:
         ctx.granted = (ctx.records, _granted(ctx))
+    if ctx.prepared.spec.train.sync.mode != "sync":
+        return ctx.granted[1]
     number, granted = ctx.state.version + 1, ctx.granted[1]
     slots = ctx.prepared.spec.train.sync.slots  # what a new coordinator knows of a round that was being filled
     return granted if ledger.exhausted(ctx.ledger) else max(granted, ctx.round_size.get(number, slots))
 
 
 def _granted(ctx: Context) -> int:
-    """Leases of rounds up to the present one that may still be merged in it."""
+    """Leases of rounds up to the present one that may still be merged in it; elsewhere, nodes that hold any."""
+    if ctx.prepared.spec.train.sync.mode != "sync":
+        return len({h.node for h in ctx.ledger.leases.values() if not h.carried})
     number, workers = ctx.state.version + 1, ctx.roster.workers.values()
     # What was begun before the last commit will be refused when it comes: nobody waits for it.
     late = {n for w in workers for n, at_ns in w.begun.items() if at_ns < ctx.round_opened_ns}

@@ -15,6 +15,7 @@ from medley.protocol.ids import NS_PER_S, Generation, JobId, LeaseId, NodeId, Up
 from medley.protocol.messages import Address, Capability, Drop, PartWritten, Pin, ToNode, Unpin
 from medley.protocol.plan import Plan
 from medley.protocol.records import Committed, JobRecord, Placed, Promoted
+from medley.roles.holdings import Holdings
 from medley.roles.ledger import LedgerState
 from medley.roles.roster import KeyLists, Roster, replica_nodes
 from medley.roles.state import RunState, apply
@@ -121,8 +122,8 @@ class Context:
     exporting: bool = False
     news: int = 0  # counts what a part of the run may have to act on
     records: int = 0  # counts what was persisted
-    held: tuple[int, dict[NodeId, set[LeaseId]]] = (-1, {})  # at so many records: the leases of each machine
-    opened: tuple[int, int, dict[NodeId, list[LeaseId]]] = (-1, -1, {})  # ... and those yet to be computed
+    holdings: Holdings = field(default_factory=Holdings)
+    opened: tuple[int, int, dict[NodeId, list[LeaseId]]] = (-1, -1, {})  # at so many records: leases to be computed
     merged: dict[UpdateId, Committed] = field(default_factory=dict)  # of `merged_of`, its first `merged_to` commits
     merged_of: list[Committed] = field(default_factory=list)
     merged_to: int = 0
@@ -156,18 +157,14 @@ class Context:
         self.records += 1
         self.out.append(Persist(stream(self.job), record))
         keep = self.plan.spec.checkpoint.keep if self.plan is not None else 1
+        self.holdings.follow(self.state.samples, record)
         apply(self.state, record, keep)
         if isinstance(record, Placed | Promoted):
             self.count_replicas()
 
     def leases_of(self, node: NodeId) -> set[LeaseId]:
         """All leases that a machine holds, computed or not."""
-        if self.held[0] != self.records:
-            found: dict[NodeId, set[LeaseId]] = {}
-            for number, lease in self.ledger.leases.items():
-                found.setdefault(lease.node, set()).add(number)
-            self.held = (self.records, found)
-        return self.held[1].get(node, set())
+        return self.holdings.look(self.ledger).of.get(node, set())
 
     def send(self, node: NodeId, message: ToNode) -> None:
         """To a node that is there; another one is told everything that still matters when it says Hello."""

@@ -9,6 +9,7 @@ at every shard before its worker is told.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import heapify, heapreplace
 
 from medley.policies import backups, pace, schedule
 from medley.policies.backups import Idle, Late
@@ -18,7 +19,6 @@ from medley.protocol.messages import Base, Lease, Revoke
 from medley.protocol.records import Backed, Leased, Returned
 from medley.roles import ledger
 from medley.roles.context import CHECKPOINT, MEASUREMENT, Context
-from medley.roles.ledger import HeldLease
 from medley.roles.roster import WorkerView
 
 AHEAD = 1  # leases beyond the one being computed
@@ -53,7 +53,7 @@ def grant(ctx: Context, now_ns: int, node: NodeId = "") -> None:
 
 def progress(ctx: Context) -> float:
     """How far the run is, in [0, 1]: by samples or by its time limit, whichever is further."""
-    done = ledger.committed_samples(ctx.ledger) / ctx.ledger.total
+    done = ctx.holdings.done(ctx.ledger) / ctx.ledger.total
     limit_s = ctx.prepared.spec.train.max_minutes * 60
     timed = ctx.state.elapsed_ns / NS_PER_S / limit_s if limit_s > 0 else 0.0
     return min(1.0, max(done, timed))
@@ -99,7 +99,7 @@ def open_leases(ctx: Context) -> dict[NodeId, list[LeaseId]]:
 
 def _open_leases_of(ctx: Context, node: NodeId) -> list[LeaseId]:
     """The same of one worker, where little has changed since."""
-    sent = {n for f in ctx.roster.updates.values() if f.node == node for n in f.report.leases}
+    sent = {n for f in ctx.roster.sent_by(node) for n in f.report.leases}
     leases = ctx.ledger.leases
     return [n for n in sorted(ctx.leases_of(node)) if n not in sent and not leases[n].carried]
 
@@ -115,24 +115,23 @@ def _grant_rounds(ctx: Context, now_ns: int) -> None:
     for number in (present, present + AHEAD):
         size = ctx.round_size.setdefault(number, train.sync.slots or len(ready))
         if not train.sync.slots and (number > present or not ctx.roster.updates):
-            size = ctx.round_size[number] = max(len(_round(ctx, number)), len(ready))  # nothing of it is done yet
-        missing = size - len(_round(ctx, number))
+            size = ctx.round_size[number] = max(_filled(ctx, number), len(ready))  # nothing of it is done yet
+        missing = size - _filled(ctx, number)
         if missing <= 0:
             continue
-        counts = _busy(ctx, number)
+        busy = _busy(ctx, number)
+        least_busy = [(busy.get(node, 0), node) for node in ready]
+        heapify(least_busy)
         for _ in range(missing):
-            node = _least_busy(counts, ready)
-            if counts.get(node, 0) > number - present or not _grant(ctx, node, train.batch_samples, number, now_ns):
+            count, node = least_busy[0]
+            if count > number - present or not _grant(ctx, node, train.batch_samples, number, now_ns):
                 return
-            counts[node] = counts.get(node, 0) + 1
+            heapreplace(least_busy, (count + 1, node))
 
 
-def _round(ctx: Context, number: int) -> list[HeldLease]:
-    return [h for h in ctx.ledger.leases.values() if h.round == number and not h.carried and not h.backs]
-
-
-def _least_busy(counts: dict[NodeId, int], ready: list[NodeId]) -> NodeId:
-    return min(ready, key=lambda n: (counts.get(n, 0), n))
+def _filled(ctx: Context, number: int) -> int:
+    """Slots of a round that somebody has."""
+    return ctx.holdings.look(ctx.ledger).rounds.get(number, 0)
 
 
 def _busy(ctx: Context, number: int) -> dict[NodeId, int]:
@@ -174,9 +173,10 @@ def _late(ctx: Context, now_ns: int) -> list[Late]:
 
 def _grant_freely(ctx: Context, now_ns: int, nodes: list[NodeId], counts: dict[NodeId, int]) -> None:
     train = ctx.prepared.spec.train
+    speeds = ctx.roster.speeds() if train.sync.local_steps > 1 else {}
     for node in nodes:
         for _ in range(counts.get(node, 0), 1 + AHEAD):
-            steps = pace.local_steps(train.sync.local_steps, node, ctx.roster.speeds())
+            steps = pace.local_steps(train.sync.local_steps, node, speeds)
             if not _grant(ctx, node, train.batch_samples * steps, 0, now_ns):
                 return
 
@@ -204,6 +204,7 @@ def answer_bases(ctx: Context, now_ns: int, among: Iterable[NodeId] | None = Non
     workers = ctx.roster.workers
     waiting = [n for n in (workers if among is None else among) if workers[n].wanting and _free(workers[n])]
     held = open_leases(ctx) if len(waiting) > 1 else {n: _open_leases_of(ctx, n) for n in waiting}
+    lr = rate(ctx) if waiting else 0.0
     for node in sorted(waiting):
         worker = workers[node]
         lease = _next_lease(ctx, node, held.get(node, []))
@@ -213,7 +214,7 @@ def answer_bases(ctx: Context, now_ns: int, among: Iterable[NodeId] | None = Non
         worker.begun[lease] = now_ns
         worker.wanting = 0
         ctx.mark_ns = ctx.mark_ns or now_ns
-        ctx.send(node, Base(ctx.job, ctx.generation, lease, version, rate(ctx)))
+        ctx.send(node, Base(ctx.job, ctx.generation, lease, version, lr))
 
 
 def _free(worker: WorkerView) -> bool:
@@ -228,7 +229,7 @@ def _next_lease(ctx: Context, node: NodeId, wanted: list[LeaseId]) -> LeaseId | 
     leases = ctx.ledger.leases
     if sync.mode == "sync":
         wanted = [n for n in wanted if leases[n].round <= ctx.state.version + 1]
-    elif sum(f.node == node for f in ctx.roster.updates.values()) >= sync.in_flight:
+    elif len(ctx.roster.sent_by(node)) >= sync.in_flight:
         return None
     return min(wanted, key=lambda n: (leases[n].round, n), default=None)
 

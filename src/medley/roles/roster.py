@@ -6,6 +6,7 @@ that contains the worker's own, so nobody is told to connect to a socket that wo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from medley.protocol.ids import LeaseId, NodeId, UpdateId, Version
@@ -76,6 +77,7 @@ class Roster:
     keys_number: int = 0  # of this run's newest list
     lists: KeyLists = field(default_factory=KeyLists)
     updates: dict[UpdateId, InFlight] = field(default_factory=dict)
+    sent: dict[NodeId, dict[UpdateId, InFlight]] = field(default_factory=dict)  # the same of each machine
     refused: dict[UpdateId, None] = field(default_factory=dict)  # their workers were told to forget them
     staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
     whole: dict[UpdateId, None] = field(default_factory=dict)  # found complete and acceptable, as of `whole_at`
@@ -143,9 +145,20 @@ class Roster:
         if len(self.refused) > REFUSED_MAX:
             del self.refused[next(iter(self.refused))]
 
+    def announce(self, flight: InFlight) -> None:
+        self.turnover += 1
+        self.updates[flight.report.update] = flight
+        self.sent.setdefault(flight.node, {})[flight.report.update] = flight
+
+    def sent_by(self, node: NodeId) -> Collection[InFlight]:
+        """Updates that this machine has announced and that are not decided."""
+        return self.sent.get(node, {}).values()
+
     def drop(self, update: UpdateId) -> None:
         self.turnover += 1
-        self.updates.pop(update, None)
+        flight = self.updates.pop(update, None)
+        if flight is not None:
+            del self.sent[flight.node][update]
         self.staged.pop(update, None)
         self.whole.pop(update, None)
 

@@ -42,7 +42,8 @@ def advance(ctx: Context, now_ns: int) -> None:
 
 def _over(ctx: Context) -> bool:
     limit_s = ctx.prepared.spec.train.max_minutes * 60
-    return ledger.finished(ctx.ledger) or (limit_s > 0 and ctx.state.elapsed_ns / NS_PER_S >= limit_s)
+    finished = ctx.holdings.done(ctx.ledger) >= ctx.ledger.total
+    return finished or (limit_s > 0 and ctx.state.elapsed_ns / NS_PER_S >= limit_s)
 
 
 def cancel(ctx: Context) -> None:

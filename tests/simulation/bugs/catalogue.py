@@ -179,8 +179,8 @@ GRANTS = [
     _bug(
         "a round has one slot too many",
         ROLES + "grants",
-        "        missing = size - len(_round(ctx, number))\n",
-        "        missing = size - len(_round(ctx, number)) + 1\n",
+        "        missing = size - _filled(ctx, number)\n",
+        "        missing = size - _filled(ctx, number) + 1\n",
         "C4",
         "J6",
     ),
