@@ -198,8 +198,10 @@ def _staleness(ctx: Context, update: UpdateId) -> int:
 
 
 def _bound(ctx: Context, update: UpdateId) -> int:
-    speed = pace.relative_speed(ctx.roster.updates[update].node, ctx.roster.speeds())
-    return staleness.bound(ctx.prepared.spec.train.sync, speed)
+    sync = ctx.prepared.spec.train.sync
+    adaptive = sync.staleness_adaptive  # only then do speeds matter, and all of them
+    speed = pace.relative_speed(ctx.roster.updates[update].node, ctx.roster.speeds()) if adaptive else 1.0
+    return staleness.bound(sync, speed)
 
 
 def _age(ctx: Context, update: UpdateId) -> int:

@@ -161,7 +161,8 @@ class Coordinator:
                 out = []
             case _:
                 assert_never(event)
-        return [*out, *self._advance(now_ns)]
+        out += self._advance(now_ns)
+        return out
 
     def _touch(self, job: JobId) -> TrainingRun | None:
         """The run of this job, which acts on this event before it is over."""
@@ -371,12 +372,14 @@ class Coordinator:
         touched, self._touched = self._touched, {}
         for job, run in touched.items():
             out += self._settled(job, run, now_ns)
-        return [*out, *self.servings.take()]
+        out += self.servings.take()
+        return out
 
     def _settled(self, job: JobId, run: TrainingRun, now_ns: int) -> list[Effect]:
         """What a run does about what it heard, and where it stands afterwards."""
         works = job in self.working
-        out = self._admit(job, run.advance(now_ns) if works else run.take())
+        said = run.advance(now_ns) if works else run.take()
+        out = self._admit(job, said) if said else said
         if works:
             self.working[job] = self.working.pop(job)
         queued = run.state.state == "queued"
@@ -485,6 +488,8 @@ class Coordinator:
 
 def _jobs_in(message: Hello | Heartbeat) -> list[JobId]:
     """The jobs that a machine says it works for or keeps parameters of."""
+    if not message.shards and len(message.workers) == 1:
+        return [message.workers[0].job]  # what most machines say, most of the time
     return list(dict.fromkeys([*(w.job for w in message.workers), *(s.job for s in message.shards)]))
 
 

@@ -15,6 +15,7 @@ from medley.roles.allotment import AWAY_NS
 from medley.roles.context import NodeView
 
 RECONNECT_NS = NS_PER_S // 2  # a stream that ended may come back within this before its leases are given away
+REMEMBERED = 16  # intervals between a machine's heartbeats
 
 
 class Presence:
@@ -23,7 +24,7 @@ class Presence:
     def __init__(self, pool: dict[NodeId, NodeView], heartbeat_ns: int) -> None:
         self._pool = pool
         self._heartbeat_ns = heartbeat_ns
-        self._intervals: dict[NodeId, list[int]] = {}
+        self._intervals: dict[NodeId, deque[int]] = {}
         self._away: set[NodeId] = set()
         self._gone: deque[tuple[int, NodeId]] = deque()  # when a machine that was given up stops being anybody's
         self._looks: list[tuple[int, NodeId]] = []  # when to look whether a machine is silent
@@ -43,9 +44,10 @@ class Presence:
         self._away.discard(view.node)
 
     def beat(self, view: NodeView, now_ns: int) -> None:
-        intervals = self._intervals.setdefault(view.node, [])
+        intervals = self._intervals.get(view.node)
+        if intervals is None:
+            intervals = self._intervals[view.node] = deque(maxlen=REMEMBERED)
         intervals.append(now_ns - view.heard_ns)
-        del intervals[:-16]
 
     def away(self, view: NodeView, now_ns: int) -> None:
         """Its stream ended."""
@@ -71,7 +73,7 @@ class Presence:
             self._watched.discard(view.node)
             if not view.connected:
                 continue
-            patience_ns = limit_ns(self._intervals.get(view.node, []), self._heartbeat_ns)
+            patience_ns = limit_ns(self._intervals.get(view.node, ()), self._heartbeat_ns)
             if now_ns - view.heard_ns <= patience_ns:
                 self._look(view.node, view.heard_ns + patience_ns)
             else:

@@ -7,6 +7,7 @@ construction.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import assert_never
 
 from medley.policies import schedule
@@ -36,6 +37,8 @@ from medley.protocol.records import (
 from medley.protocol.spec import JobSpec
 from medley.roles import ledger
 from medley.roles.ledger import LedgerState
+
+PARSED = 16  # job files and plans that are kept as objects; a plan may be a megabyte of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,21 @@ class RunState:
         return self.samples
 
     def parsed_spec(self) -> JobSpec:
-        return parse(self.spec, JobSpec)  # type: ignore[no-any-return]
+        return _parsed_spec(self.spec)
 
     def parsed_plan(self) -> Plan:
-        return parse(self.plan, Plan)  # type: ignore[no-any-return]
+        return _parsed_plan(self.plan)
+
+
+# A job's own are asked for again and again, and many jobs of a pool are alike; what is parsed nobody can change.
+@lru_cache(maxsize=PARSED)
+def _parsed_spec(body: str) -> JobSpec:
+    return parse(body, JobSpec)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=PARSED)
+def _parsed_plan(body: str) -> Plan:
+    return parse(body, Plan)  # type: ignore[no-any-return]
 
 
 def apply(state: RunState, record: JobRecord, keep: int) -> None:

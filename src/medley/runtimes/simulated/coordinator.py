@@ -120,7 +120,7 @@ class CoordinatorHost:
             return
         world.handled(COORDINATOR, None, event, effects)
         try:
-            self._persist([x for x in effects if isinstance(x, fx.Persist | fx.Compact)])
+            self._persist([x for x in effects if isinstance(x, (fx.Persist, fx.Compact))])
             for effect in effects:
                 self._execute(effect)
         except (Crash, Fenced, Full) as problem:
@@ -168,13 +168,8 @@ class CoordinatorHost:
         match effect:
             case fx.Persist() | fx.Compact():
                 pass
-            case fx.Send(node, message):
-                kind = type(message).__name__
-                self._crash(f"before send {kind}")
-                if (line := self.streams.get(node)) is not None:
-                    self.world.sent(message)
-                    line.to_node(message)
-                self._crash(f"after send {kind}")
+            case fx.Send():
+                self._send(effect.node, effect.message)
             case fx.Close(node):
                 if (line := self.streams.get(node)) is not None:
                     line.cut()
@@ -184,6 +179,16 @@ class CoordinatorHost:
                 self.world.remark(COORDINATOR, effect)
             case _:
                 raise AssertionError(f"the coordinator may not want {effect}")
+
+    def _send(self, node: NodeId, message: m.ToNode) -> None:
+        armed, kind = self.world.armed, type(message).__name__
+        if armed:
+            self._crash(f"before send {kind}")
+        if (line := self.streams.get(node)) is not None:
+            self.world.sent(message)
+            line.to_node(message)
+        if armed:
+            self._crash(f"after send {kind}")
 
     # -- its children -------------------------------------------------------------------------------------------
 

@@ -95,7 +95,8 @@ class Sharing:
 
     def left(self, flow: Flow) -> float:
         """Bytes that have not left yet."""
-        return max(0.0, flow.left - flow.rate * (self._kernel.now - flow.since_ns) / S)
+        left = flow.left - flow.rate * (self._kernel.now - flow.since_ns) / S
+        return left if left > 0.0 else 0.0
 
     # -- settling ---------------------------------------------------------------------------------------------
 
@@ -108,11 +109,17 @@ class Sharing:
 
     def _settle_together(self, flows: dict[Flow, None], pipes: list[Pipe]) -> None:
         """Rates of one set of flows that meet, and when the first of them will be done."""
+        if not flows:
+            return
         self._stamp += 1
         for flow in flows:
             self._progress(flow)
             flow.stamp = self._stamp
-        fill(flows, pipes)
+        if len(flows) == 1:
+            for flow in flows:
+                flow.rate = max(0.0, min(flow.limit, *(pipe.bytes_per_s for pipe in flow.pipes)))
+        else:
+            fill(flows, pipes)
         soon = min((f.left / f.rate for f in flows if f.rate > 0), default=inf)
         if soon < inf:
             self._kernel.after(_ns(soon), self._finish, list(flows), self._stamp)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from medley.policies import costs
 from medley.protocol.codec import text
@@ -65,9 +65,11 @@ class Kept:
     exports: list[tuple[int, Blocks]] = field(default_factory=list)
 
 
-def make_job(arrival: Arrival, kind: ArithmeticKind) -> Job:
-    """The job as its preparer will make it."""
+def make_job(arrival: Arrival, kind: ArithmeticKind, alike: Job | None = None) -> Job:
+    """The job as its preparer will make it; one that is `alike` but for its name has the same plan."""
     arithmetic = make_arithmetic(arrival, kind)
+    if alike is not None:
+        return replace(alike, arrival=arrival, arithmetic=arithmetic)
     plan = arithmetic.plan()
     return Job(arrival, arithmetic, plan, text(plan), plan.layout())
 

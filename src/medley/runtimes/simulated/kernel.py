@@ -46,7 +46,9 @@ class Kernel:
         heapq.heappush(self._queue, (at_ns, asked, self.cause, call, args))
 
     def at(self, at_ns: int, call: Callable[..., None], *args: Any) -> None:
-        self.after(at_ns - self.now, call, *args)
+        """Call this then, or at once if that is over."""
+        self._asked = asked = self._asked + 1
+        heapq.heappush(self._queue, (at_ns if at_ns > self.now else self.now, asked, self.cause, call, args))
 
     def halt(self) -> None:
         """`run` returns after the present call."""

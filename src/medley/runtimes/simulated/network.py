@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, inf, log2
+from math import ceil, inf, log, log2
 from random import Random
 
 from medley.policies.tcp import Stream, steady_bytes_per_s, stream, transfer_s
@@ -124,16 +124,15 @@ class Network:
         random = self.accesses[source].random
         if way.jitter_ns:
             # Mean 0, standard deviation as the conditions say, and the long right tail that queues have.
-            delay = max(0.0, delay + way.jitter_ns * (random.expovariate(1.0) - 1.0))
-        return int(delay) + self._resent_ns(way, random, nbytes)
+            delay += way.jitter_ns * (-log(1.0 - random.random()) - 1.0)  # an exponential distribution of mean 1
+            delay = max(0.0, delay)
+        loss = way.loss if nbytes <= MSS_NBYTES else 1 - (1 - way.loss) ** ceil(nbytes / MSS_NBYTES)
+        lost = random.random() < loss
+        return int(delay) + (self._resent_ns(way, random, lost) if lost or way.cycles else 0)
 
-    def _resent_ns(self, way: _Path, random: Random, nbytes: int) -> int:
+    def _resent_ns(self, way: _Path, random: Random, lost: bool) -> int:
         """What retransmissions cost: a tail loss probe first (RFC 8985), then timeouts that double."""
         waited, timeout = 0, way.timeout_ns
-        segments = 1 if nbytes <= MSS_NBYTES else ceil(nbytes / MSS_NBYTES)
-        lost = random.random() < (way.loss if segments == 1 else 1 - (1 - way.loss) ** segments)
-        if not lost and not way.cycles:
-            return 0
         probe = min(timeout, max(10 * MS, 2 * way.rtt_ns))
         while lost or not self._carries(way, self.kernel.now + waited):
             waited += probe or timeout

@@ -25,6 +25,7 @@ SILENT_NS = 60 * S  # the host ends an engine that shows no progress
 SAY_NS = MS  # a pipe between an engine and its host
 RETRY_NS = 300 * MS  # between two knocks at a coordinator that does not answer
 CORES = 4
+TICK = Tick()
 Key = tuple[JobId, int]  # shard (-1: worker)
 
 
@@ -154,7 +155,7 @@ class Node:
     def _tick_roles(self) -> None:
         now = self.world.kernel.now
         for key in list(self.roles):
-            self._handle(key, Tick())
+            self._handle(key, TICK)
         for key, hosted in list(self.roles.items()):
             engine = hosted.engine
             if isinstance(engine, WorkerEngine) and engine.hung_ns and now - engine.hung_ns > SILENT_NS:
@@ -163,11 +164,15 @@ class Node:
     def _statuses(self) -> tuple[tuple[m.WorkerStatus, ...], tuple[m.ShardStatus, ...]]:
         if not self.roles:
             return (), ()
-        statuses = [h.role.status() for h in self.roles.values()]
-        return (
-            tuple(s for s in statuses if isinstance(s, m.WorkerStatus)),
-            tuple(s for s in statuses if isinstance(s, m.ShardStatus)),
-        )
+        workers: list[m.WorkerStatus] = []
+        shards: list[m.ShardStatus] = []
+        for hosted in self.roles.values():
+            status = hosted.role.status()
+            if isinstance(status, m.WorkerStatus):
+                workers.append(status)
+            else:
+                shards.append(status)
+        return tuple(workers), tuple(shards)
 
     # -- what it is told ----------------------------------------------------------------------------------------
 
@@ -244,10 +249,10 @@ class Node:
         self.world.handled(self.name, key, event, effects)
         for effect in effects:
             match effect:
-                case fx.Report(message):
-                    self._report(message)
-                case fx.Run(command):
-                    self._run(key, command)
+                case fx.Report():
+                    self._report(effect.message)
+                case fx.Run():
+                    self._run(key, effect.command)
                 case fx.StopEngine(reason):
                     self.kill_engine(key, reason, False)
                 case fx.Reject() | fx.Explain():
@@ -259,20 +264,20 @@ class Node:
         self.world.watch_handled(self.name, key, event, effects)
 
     def _report(self, message: m.FromNode) -> None:
-        world, kind = self.world, type(message).__name__
-        if world.armed and world.chance("node crash", f"before report {kind}"):
+        world, armed, kind = self.world, self.world.armed, type(message).__name__
+        if armed and world.chance("node crash", f"before report {kind}"):
             world.crash(self)
             return
         if self.stream is not None and self.stream.open:
             self.stream.to_coordinator(message)
-        if world.armed and world.chance("node crash", f"after report {kind}"):
+        if armed and world.chance("node crash", f"after report {kind}"):
             world.crash(self)
 
     def _run(self, key: Key, command: e.Command) -> None:
         hosted = self.roles.get(key)
         if hosted is None:
             return
-        if isinstance(command, e.OpenWorker | e.OpenShard):
+        if isinstance(command, (e.OpenWorker, e.OpenShard)):
             self._end(hosted)
             self._open(key, hosted, command)
         if hosted.engine is not None and hosted.engine.base.alive:

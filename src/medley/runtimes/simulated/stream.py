@@ -100,29 +100,31 @@ class Stream:
         world = self.world
         data = way.encode(message)
         world.trace.mix(data)
-        if world.meddle is not None:
-            parcels = world.meddle(self, way is self.up, message, data)
-            if parcels is None:
-                self.cut()
-                return
-            for parcel in parcels:
-                self._carry(way, message, parcel.data, parcel.delay_ns, parcel.in_order)
+        if world.meddle is None:
+            self._carry(way, message, data, 0, True)
             return
-        self._carry(way, message, data, 0, True)
+        parcels = world.meddle(self, way is self.up, message, data)
+        if parcels is None:
+            self.cut()
+            return
+        for parcel in parcels:
+            self._carry(way, message, parcel.data, parcel.delay_ns, parcel.in_order)
 
     def _carry(self, way: Way, message: m.Message, data: bytes, delay_ns: int, in_order: bool) -> None:
-        world = self.world
-        world.count_control(way.source, way.target, len(data))
+        world, nbytes = self.world, len(data)
+        if world.observers:
+            world.count_control(way.source, way.target, nbytes)
         kernel = world.kernel
-        due = kernel.now + delay_ns + world.network.delay_ns(way.source, way.target, class_of(message), len(data))
+        due = kernel.now + delay_ns + world.network.delay_ns(way.source, way.target, class_of(message), nbytes)
         if in_order:
-            way.last_ns = due = max(due, way.last_ns + 1)
-        kernel.after(due - kernel.now, self._arrive, way, data)
+            way.last_ns = due = due if due > way.last_ns else way.last_ns + 1
+        kernel.at(due, self._arrive, way, data)
 
     def _arrive(self, way: Way, data: bytes) -> None:
         if self.broken:
             return
-        if way.held or (self.world.network.blocked and self.world.network.is_blocked(way.source, way.target)):
+        network = self.world.network
+        if way.held or (network.blocked and network.is_blocked(way.source, way.target)):
             self._hold(way, data)
         else:
             self._deliver(way, data)

@@ -33,7 +33,7 @@ from medley.runtimes.simulated.job import Job, Kept, make_job
 from medley.runtimes.simulated.kernel import MS, Kernel, S
 from medley.runtimes.simulated.network import Network
 from medley.runtimes.simulated.node import Clock, Key, Node
-from medley.runtimes.simulated.setup import Arrival, Machine, Setup
+from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
 from medley.runtimes.simulated.stream import Meddle, Stream
 from medley.runtimes.simulated.trace import Trace
 from medley.runtimes.simulated.watch import COORDINATOR, Watcher
@@ -76,6 +76,7 @@ class World:
         self.submitted = 0
         self._arrivals = {a.job: a for a in setup.arrivals}
         self._jobs: dict[JobId, Job] = {}
+        self._alike: dict[tuple[str, Workload], Job] = {}  # the newest of each kind
         self._kept: dict[JobId, Kept] = {}
         self._begun: dict[tuple[JobId, int], int] = {}  # when a lease's base was granted
         self._control: Counter[tuple[NodeId, NodeId]] = Counter()
@@ -203,8 +204,7 @@ class World:
             self.emit(facts.Moved(self.kernel.now, source, target, "tensors", nbytes))
 
     def count_control(self, source: NodeId, target: NodeId, nbytes: int) -> None:
-        if self.observers:
-            self._control[source, target] += nbytes
+        self._control[source, target] += nbytes
 
     def _flush_control(self) -> None:
         for (source, target), nbytes in self._control.items():
@@ -286,7 +286,10 @@ class World:
     def job_named(self, name: JobId) -> Job:
         job = self._jobs.get(name)
         if job is None:
-            job = self._jobs[name] = make_job(self._arrivals[name], self.setup.arithmetic)
+            arrival = self._arrivals[name]
+            alike = (text(arrival.spec), arrival.workload)
+            job = self._jobs[name] = make_job(arrival, self.setup.arithmetic, self._alike.get(alike))
+            self._alike[alike] = job
         return job
 
     def kept(self, job: JobId) -> Kept:
@@ -327,7 +330,7 @@ class World:
     def handled(self, who: NodeId, key: Key | None, event: Event, effects: Sequence[fx.Effect]) -> None:
         """A role handled an event; what its effects lead to has this event as its cause."""
         kernel, trace = self.kernel, self.trace
-        number = trace.handled(kernel.now, who, event, effects)
+        number = trace.handled(kernel.now, who, event, len(effects))
         if trace.lines is not None:
             place = f"{key[0]}/{key[1] if key[1] >= 0 else 'w'}" if key is not None else _job_of(event)
             trace.line(kernel.now, kernel.cause, who, place, event, effects)

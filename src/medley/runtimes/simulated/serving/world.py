@@ -270,7 +270,7 @@ class ServingWorld:
         self.remarks.append((who, f"{effect.subject}: {effect.text}" if isinstance(effect, Explain) else effect.reason))
 
     def handled(self, who: str, event: Any, effects: Sequence[Any]) -> None:
-        self.kernel.cause = self.trace.handled(self.kernel.now, who, event, effects)
+        self.kernel.cause = self.trace.handled(self.kernel.now, who, event, len(effects))
         self.trace.line(self.kernel.now, self.kernel.cause, who, "", event, effects)
 
     def watch_front(self, event: FrontEvent, effects: Sequence[FrontEffect]) -> None:
