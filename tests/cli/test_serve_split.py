@@ -112,6 +112,14 @@ def test_machines_are_those_of_the_pool(cli: Cli, pool: Canned, model: str, word
     assert says in refused(cli, model, "--pool", *words)
 
 
+def test_pinned_machines_are_among_those_that_are_named(cli: Cli, pool: Canned, model: str) -> None:
+    """Nobody else would ever be asked for, so the serving would wait for ever."""
+    node = pool.answers["status"]["nodes"][0]  # type: ignore[index]
+    pool.answers["status"]["nodes"] = [node, {**node, "node": "desk"}]  # type: ignore[index]
+    words = ("--machines", "worker-1", "--pin", f"worker-1=1,desk={LAYERS - 1}")
+    assert "--pin names 'desk', which --machines leaves out" in refused(cli, model, "--pool", *words)
+
+
 def test_what_the_coordinator_refuses_is_one_sentence_too(cli: Cli, pool: Canned, model: str) -> None:
     assert "a coordinator cannot be asked 'serve_begin'" in refused(cli, model, "--pool")
 

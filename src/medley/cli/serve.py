@@ -220,6 +220,9 @@ def _check_names(pins: str, machines: str, known: list[str]) -> None:
             if name not in known:
                 guess = did_you_mean(name, known) if known else "none has joined"
                 raise UserError(f"{option} names '{name}', which is no machine here; {guess}")
+    outside = next((name for name in pinned if machines and name not in _names(machines)), "")
+    if outside:
+        raise UserError(f"--pin names '{outside}', which --machines leaves out")
     twice = next((name for name in pinned if pinned.count(name) > 1), "")
     if twice:
         raise UserError(f"--pin names '{twice}' twice; a machine holds one stage")
