@@ -118,7 +118,8 @@ class Pipelined:
             asyncio.run(self._serve())
         except* MedleyError as problems:
             self._problem = _first(problems)
-            logger("front").error("ended", reason=str(self._problem))
+            if self._ready.is_set():  # else whoever waits for the start is told
+                logger("front").error("ended", reason=str(self._problem))
         finally:
             self._ready.set()
 
