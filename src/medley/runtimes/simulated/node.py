@@ -12,9 +12,10 @@ from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
 from medley.protocol.ids import JobId
 from medley.roles.shard import Shard
 from medley.roles.worker import Worker
-from medley.runtimes.simulated.engines import Engine, ShardEngine, WorkerEngine
+from medley.runtimes.simulated.engines import Engine, WorkerEngine
 from medley.runtimes.simulated.kernel import MS, S
 from medley.runtimes.simulated.setup import Machine
+from medley.runtimes.simulated.shard_engine import ShardEngine
 from medley.runtimes.simulated.watch import COORDINATOR
 
 if TYPE_CHECKING:

@@ -27,13 +27,13 @@ from medley.runtimes.simulated.arithmetic import Blocks
 from medley.runtimes.simulated.coordinator import DOWN_NS, CoordinatorHost, Vault
 from medley.runtimes.simulated.disk import Disk
 from medley.runtimes.simulated.durations import Durations, Invented, charged
-from medley.runtimes.simulated.engines import ShardEngine
 from medley.runtimes.simulated.facts import Fact, Observer
 from medley.runtimes.simulated.job import Job, Kept, make_job
 from medley.runtimes.simulated.kernel import MS, Kernel, S
 from medley.runtimes.simulated.network import Network
 from medley.runtimes.simulated.node import Clock, Key, Node
 from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
+from medley.runtimes.simulated.shard_engine import ShardEngine
 from medley.runtimes.simulated.stream import Meddle, Stream
 from medley.runtimes.simulated.trace import Trace
 from medley.runtimes.simulated.watch import COORDINATOR, Watcher
