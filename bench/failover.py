@@ -58,15 +58,19 @@ class Cut:
 
     ports: list[int] = field(default_factory=list)
 
-    def drop(self, pid: int) -> None:
+    def drop(self, pid: int) -> bool:
+        """False where the process has no connection (yet, or any more)."""
         connections = psutil.Process(pid).net_connections(kind="tcp")
         self.ports = sorted({c.laddr.port for c in connections})
+        if not self.ports:
+            return False
         _nft("add table inet medley", "add chain inet medley in { type filter hook input priority 0; }")
         ports = ", ".join(map(str, self.ports))
         _nft(
             f"add rule inet medley in tcp dport {{ {ports} }} drop",
             f"add rule inet medley in tcp sport {{ {ports} }} drop",
         )
+        return True
 
     def heal(self) -> None:
         if self.ports:
@@ -85,12 +89,15 @@ def sampling(number: int) -> Sampling:
     return Sampling(TOKENS, logprobs=0)
 
 
-def hurt(bench: Rig, way: str, name: str, cut: Cut) -> None:
-    pid = bench.stages()[name]
+def hurt(bench: Rig, way: str, name: str, cut: Cut) -> bool:
+    """False where there is nobody to hurt at this moment."""
+    pid = bench.stages().get(name)
+    if pid is None:
+        return False
     if way == "cut":
-        cut.drop(pid)
-    else:
-        os.kill(pid, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
+        return cut.drop(pid)
+    os.kill(pid, signal.SIGKILL if way == "kill" else signal.SIGSTOP)
+    return True
 
 
 async def generation(bench: Rig, number: int, way: str, chance: random.Random, cut: Cut) -> Told:
@@ -99,12 +106,17 @@ async def generation(bench: Rig, number: int, way: str, chance: random.Random, c
     hops = bench.note()["pipelines"][0]["hops"]
     victim = chance.choice(hops)["machine"]
 
+    struck = False
+
     def watch(told: int) -> None:
-        if told == at:
-            hurt(bench, way, victim, cut)
+        nonlocal struck
+        if told >= at and not struck:
+            struck = hurt(bench, way, victim, cut)
 
     async with asyncio.timeout(ANSWER_S):
-        return await bench.ask(PROMPTS[number % len(PROMPTS)], sampling(number), watch)
+        told = await bench.ask(PROMPTS[number % len(PROMPTS)], sampling(number), watch)
+    assert struck, f"{victim} could not be hurt"
+    return told
 
 
 async def undisturbed(bench: Rig) -> dict[tuple[int, int], list[int]]:
