@@ -101,7 +101,15 @@ def hurt(bench: Rig, way: str, name: str, cut: Cut) -> bool:
 
 
 async def generation(bench: Rig, number: int, way: str, chance: random.Random, cut: Cut) -> Told:
-    """One answer, hurt once on its way."""
+    """One answer, hurt once on its way. Where there was nobody to hurt, it does not count and is asked for again."""
+    while True:
+        told, struck = await attempt(bench, number, way, chance, cut)
+        if struck:
+            return told
+
+
+async def attempt(bench: Rig, number: int, way: str, chance: random.Random, cut: Cut) -> tuple[Told, bool]:
+    """The answer, and whether somebody was hurt on its way."""
     at = chance.randrange(4, TOKENS - 12)
     hops = bench.note()["pipelines"][0]["hops"]
     victim = chance.choice(hops)["machine"]
@@ -114,9 +122,7 @@ async def generation(bench: Rig, number: int, way: str, chance: random.Random, c
             struck = hurt(bench, way, victim, cut)
 
     async with asyncio.timeout(ANSWER_S):
-        told = await bench.ask(PROMPTS[number % len(PROMPTS)], sampling(number), watch)
-    assert struck, f"{victim} could not be hurt"
-    return told
+        return await bench.ask(PROMPTS[number % len(PROMPTS)], sampling(number), watch), struck
 
 
 async def undisturbed(bench: Rig) -> dict[tuple[int, int], list[int]]:
