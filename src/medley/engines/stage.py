@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from medley.engines.sampling import Sampling, draw, logprob
-from medley.engines.stage_cache import RAGGED, RequestCache, Shape, Turn
+from medley.engines.stage_cache import RAGGED, RequestCache, Shape, Turn, places_of
 from medley.engines.stage_refusals import Gap, NoRoom, NotFinite, Refused
 from medley.models.lean_layer import turning_of
 from medley.models.slices import Embedding, Head, Parts, Transform
@@ -219,8 +220,9 @@ class StageEngine:
     def _run(self, layers: Sequence[nn.Module], hidden: Tensor, positions_1T: Tensor, turns: Sequence[Turn]) -> Tensor:
         if self._rotary is not None:
             turning = turning_of(self._rotary, hidden, positions_1T)
+            places = partial(places_of, turns) if hidden.is_cpu and hidden.dtype == torch.bfloat16 else None
             for layer in layers:
-                hidden = layer(hidden, turning, turns=turns)
+                hidden = layer(hidden, turning, places, turns=turns)
             return hidden
         for layer in layers:
             hidden = layer(hidden, attention_mask=None, position_ids=positions_1T, turns=turns)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from medley.models.kernels.layer import Place
+
 RAGGED = "medley_ragged"
 STEP = 256
 
@@ -121,6 +123,16 @@ class Turn:
     place: int
     start: int
     count: int
+
+
+def places_of(turns: Sequence[Turn], layer: int) -> list[Place]:
+    """Of every token, in order, in this layer's buffers."""
+    places = []
+    for turn in turns:
+        held = turn.cache.layers[layer]
+        buffers = held.keys_GLD.data_ptr(), held.values_GLD.data_ptr(), held.capacity
+        places += [Place(*buffers, position) for position in range(turn.start, turn.start + turn.count)]
+    return places
 
 
 def ragged_attention(

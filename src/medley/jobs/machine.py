@@ -81,3 +81,12 @@ def _compute() -> Iterator[Finding]:
         yield Finding("ok", "speed", f"{speed}; dtype auto means bf16")
     else:
         yield Finding("ok", "speed", f"{speed}; no bf16 instructions, so dtype auto means fp32")
+    yield _kernels()
+
+
+def _kernels() -> Finding:
+    """Whether answers come as fast as weights can be read; without them torch answers, at about half of that."""
+    from medley.models.kernels.build import missing
+
+    why = missing()
+    return Finding("ok", "kernels", f"torch's: {why}" if why else "compiled for this processor")

@@ -1,9 +1,9 @@
 """A decoder layer as serving computes it: transformers' layer with one product where several have the same input.
 
 Between the products of one token lies work that takes longer to ask for than to do, so there is as little of it as
-possible: queries, keys and values come from one product and are rotated together, gate and up from another. Numbers
-are those of transformers' layer: the same sums, rounded in bf16 at most as often. Families whose layers are built like
-Llama's; any other stays as it is.
+possible: queries, keys and values come from one product and are rotated together, gate and up from another, and where
+our own kernels are, few tokens pass the whole layer in one call. Numbers are those of transformers' layer: the same
+sums, rounded in bf16 at most as often. Families whose layers are built like Llama's; any other stays as it is.
 
 Between products the caches hold nothing but weights that were just read, so that each further operation costs four
 times what it costs in a loop.
@@ -14,12 +14,15 @@ D width of a head, V of the heads together, I inner width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from medley.models.kernels.layer import TOKENS, Place, Shape, WholeLayer, can_be_whole
+from medley.models.streamed_linear import StreamedLinear
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TINY = 1e-38  # in place of zero, to divide by
@@ -44,6 +47,9 @@ class LeanLayer(nn.Module):
         self.attended = own.o_proj
         self.widen = joined(inner.gate_proj, inner.up_proj)
         self.activation, self.narrow = inner.act_fn, inner.down_proj
+        self._inner, self._silu = inner.down_proj.in_features, config.hidden_act == "silu"
+        self._whole: WholeLayer | None = None
+        self._tried = False
 
     def _weights_of_heads(self, own: Any) -> nn.Parameter:
         """For the norm of queries and keys at once: each head has the weights of its kind."""
@@ -51,13 +57,39 @@ class LeanLayer(nn.Module):
         key_GD = own.k_norm.weight.data.expand(self._turned - self._heads, -1)
         return nn.Parameter(torch.cat([query_HD, key_GD]), requires_grad=False)
 
-    def forward(self, hidden_1TW: Tensor, turning: tuple[Tensor, Tensor], **attending: Any) -> Tensor:
-        """[1, T, W]. `turning`: as `turning_of` has it; `attending`: more for the attention function."""
+    def forward(
+        self,
+        hidden_1TW: Tensor,
+        turning: tuple[Tensor, Tensor],
+        places: Callable[[int], Sequence[Place]] | None = None,
+        **attending: Any,
+    ) -> Tensor:
+        """[1, T, W]. `turning`: as `turning_of` has it; `places`: of each token in the cache of a layer, where that is
+        of contiguous buffers on the CPU; `attending`: more for the attention function.
+        """
+        whole = self._as_whole() if places is not None and hidden_1TW.shape[1] <= TOKENS else None
+        if whole is not None and places is not None:
+            return whole(hidden_1TW[0], *turning, places(self.layer_idx))[None]
         attended_1TV = self._attended(normed(hidden_1TW, self.before_W, self._eps), turning, attending)
         hidden_1TW = hidden_1TW + self.attended(attended_1TV)
         gate_1TI, up_1TI = self.widen(normed(hidden_1TW, self.between_W, self._eps)).chunk(2, -1)
         narrowed_1TW: Tensor = self.narrow(self.activation(gate_1TI).mul_(up_1TI))
         return hidden_1TW + narrowed_1TW
+
+    def _as_whole(self) -> WholeLayer | None:
+        """None where the weights or the shape are not those of the kernels. They stay where they are from now on."""
+        if not self._tried:
+            self._tried = True
+            linears = [self.attend, self.attended, self.widen, self.narrow]
+            streamed = [linear.described for linear in linears if isinstance(linear, StreamedLinear)]
+            if len(streamed) == len(linears) and self._silu and can_be_whole(self._shape()):
+                self._whole = WholeLayer(self._shape(), streamed, self.before_W, self.between_W, self.heads_AD)
+        return self._whole
+
+    def _shape(self) -> Shape:
+        groups = self._turned - self._heads
+        sizes = len(self.before_W), self._inner, self._heads, groups, self._width
+        return Shape(*sizes, self.window or 0, self._eps, self.scaling)
 
     def _attended(self, normed_1TW: Tensor, turning: tuple[Tensor, Tensor], attending: dict[str, Any]) -> Tensor:
         """[1, T, V]: the values that the heads found."""

@@ -1,7 +1,8 @@
-"""bf16 linear layers whose weights lie as oneDNN reads them, since decoding a stream is reading weights.
+"""bf16 linear layers as kernels read them fastest, since decoding a stream is reading weights.
 
-The numbers are those of the plain layer (bf16 in, fp32 sums, bf16 out), and so are the bytes. Where the library or the
-processor has no such kernels, or the weights are not bf16 on a CPU, a layer stays as it was.
+Where our own kernels are, weights stay as they are; else they lie as oneDNN reads them. The numbers are those of the
+plain layer (bf16 in, fp32 sums, bf16 out), and so are the bytes. Where the processor has no such kernels either, or the
+weights are not bf16 on a CPU, a layer stays as it was.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from medley.models.kernels.products import takes
 from medley.models.pages import in_large_pages
+from medley.models.streamed_linear import streamed_bf16
 
 TOKENS = 8  # that oneDNN is told to expect; the order it answers with serves any number
 ROWS = 5  # its kernels read weights a third faster for 4 to 6 rows than for fewer (AVX512, bf16 and int8 alike)
@@ -40,9 +43,9 @@ def with_rows(few_MK: Tensor) -> Tensor:
 
 
 def pack(part: nn.Module) -> nn.Module:
-    """The part with every linear layer packed."""
+    """The part with every linear layer packed, or streamed."""
     if isinstance(part, nn.Linear):
-        return PackedLinear(part)
+        return streamed_bf16(part) if takes("bf16", part.in_features) else PackedLinear(part)
     for name, child in part.named_children():
         setattr(part, name, pack(child))
     return part

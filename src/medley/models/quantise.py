@@ -1,10 +1,11 @@
 """Weight-only int8 and int4 linear layers for a CPU: decoding reads every weight, so fewer bytes are less time.
 
 int8: one scale a row, symmetric. int4: one scale and one offset for every `GROUP` weights of a row. Activations keep
-their precision: bf16 in torch's own kernels; where the processor multiplies bytes by itself (VNNI), int8 weights meet
-each token as two rows of bytes, the upper and the lower halves of its values in 16 bits, so that eight tokens still
-cost little more than one. Embeddings and norms stay bf16; a layer whose shape a kernel cannot take stays as it was.
-Made from bf16 weights as they are loaded; no calibration, no file format of its own.
+their precision: bf16, or 16 bits beside a token's largest value. A bf16 model's layers are `StreamedLinear`, where our
+own kernels are; else torch's kernels take them. Where the processor multiplies bytes by itself (VNNI), those meet int8
+weights as two rows of bytes, the upper and the lower halves, so that eight tokens still cost little more than one.
+Embeddings and norms stay bf16; a layer whose shape a kernel cannot take stays as it was. Made from weights as they are
+loaded; no calibration, no file format of its own.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from medley.models.kernels.products import ROWS as STREAMED_ROWS
+from medley.models.kernels.products import Weights as Streamed
+from medley.models.kernels.products import pack_int4, pack_int8, takes
 from medley.models.pages import in_large_pages
 from medley.models.slices import Transform
+from medley.models.streamed_linear import StreamedLinear, bias_of, padded
 from medley.protocol.errors import UserError, did_you_mean
 
 Weights = Literal["int8", "int4"]
@@ -139,15 +143,33 @@ class Int4Linear(nn.Module):
 
 def _int4_chunk(weight_nK: Tensor) -> tuple[Tensor, Tensor]:
     """Packed weights, and scale and offset of each group [G, N, 2]."""
-    weight_NK = functional.pad(weight_nK.float(), (0, 0, 0, -len(weight_nK) % ROWS))
+    nibbles_NK, scale_NG, offset_NG = _nibbles(padded(weight_nK.float(), ROWS))
+    packed = torch._convert_weight_to_int4pack_for_cpu(nibbles_NK, 1)
+    return packed, torch.stack([scale_NG.t(), offset_NG.t()], dim=-1).contiguous()
+
+
+def _nibbles(weight_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values 0 to 15 as int32 [N, K], and the scale and the offset of each group of a row, [N, G] in bf16."""
     grouped_NGg = weight_NK.reshape(weight_NK.shape[0], -1, GROUP)
     low_NG, high_NG = grouped_NGg.amin(-1), grouped_NGg.amax(-1)
     scale_NG = ((high_NG - low_NG).clamp(min=1e-10) / 15).bfloat16()
     offset_NG = (low_NG + scale_NG.float() * 8).bfloat16()
     steps = (grouped_NGg - offset_NG.float()[..., None]) / scale_NG.float()[..., None]
-    nibbles_NK = (steps.round() + 8).clamp(0, 15).to(torch.int32).reshape(weight_NK.shape)
-    packed = torch._convert_weight_to_int4pack_for_cpu(nibbles_NK, 1)
-    return packed, torch.stack([scale_NG.t(), offset_NG.t()], dim=-1).contiguous()
+    return (steps.round() + 8).clamp(0, 15).to(torch.int32).reshape(weight_NK.shape), scale_NG, offset_NG
+
+
+def _streamed(linear: nn.Linear, kind: str) -> StreamedLinear:
+    pieces = (padded(chunk_nK) for chunk_nK in linear.weight.data.split(CHUNK))
+    chunks = [_streamed_chunk(piece_nK, kind) for piece_nK in pieces]
+    packed, scales = (torch.cat([chunk[which] for chunk in chunks]) for which in (0, 1))
+    return StreamedLinear(Streamed(kind, linear.out_features, linear.in_features, packed, scales, bias_of(linear)))
+
+
+def _streamed_chunk(weight_nK: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    if kind == "int4":
+        return pack_int4(*_nibbles(weight_nK.float()))
+    quantised_nK, scale_n = _int8_chunk(weight_nK)
+    return pack_int8(quantised_nK), scale_n
 
 
 def _shaped(out_MN: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -177,18 +199,21 @@ def _replaced(part: nn.Module, kind: str, halves: Halves) -> nn.Module:
 
 
 def linear_nbytes(linear: nn.Linear, kind: str) -> int:
-    """Bytes of this layer after `quantiser(kind)`, without making it."""
-    rows, columns = linear.out_features, linear.in_features
+    """Bytes of this layer of a bf16 model after `quantiser(kind)`, without making it."""
+    rows, columns, streams = linear.out_features, linear.in_features, takes(kind, linear.in_features)
     bias = 0 if linear.bias is None else 2 * rows
     if kind == "int8":
-        return rows * columns + (8 if multiplies_bytes() else 2) * rows + bias
+        padded_rows = rows + (-rows % STREAMED_ROWS if streams else 0)
+        return padded_rows * columns + (8 if multiplies_bytes() and not streams else 2) * padded_rows + bias
     if kind == "int4" and columns % GROUP == 0:
-        padded = rows + -rows % ROWS
-        return padded * columns // 2 + 4 * padded * columns // GROUP + bias
+        padded_rows = rows + -rows % (STREAMED_ROWS if streams else ROWS)
+        return padded_rows * columns // 2 + 4 * padded_rows * columns // GROUP + bias
     return 2 * rows * columns + bias
 
 
 def _quantised(linear: nn.Linear, kind: str, halves: Halves) -> nn.Module:
+    if linear.weight.dtype == torch.bfloat16 and takes(kind, linear.in_features):
+        return _streamed(linear, kind)
     if kind == "int8":
         return HalvesInt8Linear(linear, halves) if multiplies_bytes() else Int8Linear(linear)
     return Int4Linear(linear) if linear.in_features % GROUP == 0 else linear
