@@ -1,11 +1,12 @@
 """Decoding one stream: weight bytes a second of the stage engine against what this machine can read, in one run.
 
 A random model of TinyLlama-1.1B's shape (nothing is downloaded) in bf16, int8 and int4, and Hugging Face `generate` in
-bf16 beside it. Contenders take turns; the best turn of each counts, since whatever else runs can only slow one down.
-`of_read` is the fraction of the read bandwidth that was measured between the turns (a sum over one large tensor).
-`streams_8`: tokens/s of eight streams at once over one. One line of JSON:
+bf16 beside it. What a memory gives changes within seconds where others use it too, so each turn of a contender stands
+between two turns of reading (sums over one large tensor), together as long as its own: `of_read` is its bytes a second
+over theirs, the median of all rounds. `tokens_per_s` is that of the best turn, and `streams_8` eight streams'
+tokens/s over one's, best turns both. One line of JSON:
 
-    python bench/decode.py [--layers 22] [--tokens 16] [--rounds 3] [--threads N] [--without hf] [--out FILE]
+    python bench/decode.py [--layers 22] [--tokens 16] [--rounds 5] [--threads N] [--without hf] [--out FILE]
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -101,8 +104,29 @@ class HuggingFace:
         return (self.many - self.few) / tokens
 
 
-def read_s(held: torch.Tensor) -> float:
-    return min(spent(held.sum) for _ in range(3))
+@dataclass
+class Turns:
+    """Of one contender: seconds of a token, and bytes a second that were read beside each."""
+
+    token_s: list[float] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)
+    took_s: float = 0.0  # the last turn
+
+
+def bandwidth(held: torch.Tensor, seconds: float) -> float:
+    """Bytes a second, over so many seconds."""
+    times, took = 0, 0.0
+    while took < seconds or not times:
+        took += spent(held.sum)
+        times += 1
+    return times * held.nbytes / took
+
+
+def take_turn(turns: Turns, once: Callable[[], float], held: torch.Tensor) -> None:
+    """Reading before it is as long as the turn was the last time."""
+    before = bandwidth(held, turns.took_s / 2)
+    turns.took_s = spent(lambda: turns.token_s.append(once()))
+    turns.read.append((before + bandwidth(held, turns.took_s / 2)) / 2)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -116,30 +140,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.without != "hf":
         huggingface = HuggingFace(config)
         contenders["huggingface_bf16"] = lambda: huggingface.token_s(options.tokens)
-    best, read = dict.fromkeys(contenders, float("inf")), float("inf")
+    turns = {name: Turns() for name in contenders}
     for _ in range(options.rounds):
         for name, once in contenders.items():
-            seen = once()
-            best[name] = seen if name.startswith("huggingface") else min(best[name], seen)
-            read = min(read, read_s(held))
-    bandwidth = READ_NBYTES / read
-    figures: dict[str, Any] = {"read_gb_per_s": round(bandwidth / 1e9, 2), "streams_8": 0.0}
-    figures["streams_8"] = round(8 * best["bf16"] / best.pop("bf16_8"), 2)
-    for name, seconds in best.items():
-        nbytes = streams[name.removeprefix("huggingface_")].nbytes
-        figures[name] = {
-            "tokens_per_s": round(1 / seconds, 2),
-            "weight_gb": round(nbytes / 1e9, 3),
-            "of_read": round(nbytes / seconds / bandwidth, 3),
-        }
-    return figures
+            take_turn(turns[name], once, held)
+    eight = min(turns.pop("bf16_8").token_s)
+    reads = [read for one in turns.values() for read in one.read]
+    figures: dict[str, Any] = {"read_gb_per_s": round(median(reads) / 1e9, 2)}
+    figures["streams_8"] = round(8 * min(turns["bf16"].token_s) / eight, 2)
+    return figures | {name: summary(one, streams[name.removeprefix("huggingface_")]) for name, one in turns.items()}
+
+
+def summary(turns: Turns, stream: Stream) -> dict[str, float]:
+    of_read = [stream.nbytes / token_s / read for token_s, read in zip(turns.token_s, turns.read, strict=True)]
+    return {
+        "tokens_per_s": round(1 / min(turns.token_s), 2),
+        "weight_gb": round(stream.nbytes / 1e9, 3),
+        "of_read": round(median(of_read), 3),
+        "of_read_worst": round(min(of_read), 3),
+        "of_read_best": round(max(of_read), 3),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Single-stream decoding against the machine's read bandwidth.")
     parser.add_argument("--layers", type=int, default=22, help="of TinyLlama's shape (default 22, all)")
     parser.add_argument("--tokens", type=int, default=16, help="of one turn (default 16)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads (default: cores)")
     parser.add_argument("--without", choices=["hf"], help="leave Hugging Face out")
     parser.add_argument("--out", help="also write the line to this file")
