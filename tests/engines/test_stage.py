@@ -312,18 +312,19 @@ def test_a_layer_is_there_only_once_it_is_whole(directory: Path) -> None:
     assert chain([Hop(engine, 0, LAYERS)], [Row(1, 0, 2, 1)], [4, 5])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("embedding_first", [True, False])
-def test_a_tied_matrix_is_held_once_whichever_end_came_first(embedding_first: bool) -> None:
+def test_a_tied_matrix_is_held_once_whichever_end_came_first(embedding_first: bool, dtype: torch.dtype) -> None:
     config = tiny("llama-tied").config
-    source = RandomTensors(Parts(config, torch.float32).shapes(), 1)
-    engine = StageEngine(config, torch.float32, PLENTY)
+    source = RandomTensors(Parts(config, dtype).shapes(), 1)
+    engine = StageEngine(config, dtype, PLENTY)
     spans = [(0, 2), (2, LAYERS)] if embedding_first else [(2, LAYERS), (0, 2)]
     first, second = (engine.load(source, *span) for span in spans)
-    matrix = VOCABULARY * config.hidden_size * 4
+    matrix = VOCABULARY * config.hidden_size * 4  # as it is stored
     engine.unload(0, 2)
     # The other end keeps it, so that only two layers are read again.
     assert engine.load(source, 0, 2) == (first - matrix if embedding_first else second)
-    other = StageEngine(config, torch.float32, PLENTY)
+    other = StageEngine(config, dtype, PLENTY)
     assert other.load(source, 0, LAYERS) == first + second
     drawn = []
     for one in (engine, other):

@@ -210,6 +210,26 @@ def test_a_token_behind_many_positions_attends_to_all_of_them() -> None:
         assert (found[0] - found[1]).norm() < 0.1 * found[1].norm(), length
 
 
+@HERE
+@pytest.mark.parametrize("head_first", [True, False])
+def test_a_tied_head_reads_the_embeddings_matrix_with_our_kernels(head_first: bool) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=64, num_attention_heads=2, num_hidden_layers=1, tie_word_embeddings=True
+    )
+    parts = Parts(config, torch.bfloat16, device=torch.device("cpu"))
+    weights = RandomTensors(parts.shapes(), 1)
+    if head_first:
+        head = parts.head(weights)
+        embedding = parts.embedding(weights, head)
+    else:
+        embedding = parts.embedding(weights)
+        head = parts.head(weights, embedding)
+    assert isinstance(head.lm_head, StreamedLinear)
+    assert head.lm_head.packed.data_ptr() == embedding.embed_tokens.weight.data_ptr()
+
+
 def why(tmp_path: Path, **environment: str) -> str:
     """What a fresh process says of the kernels."""
     code = "from medley.models.kernels.build import missing; print(missing())"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medley.models.kernels.products import takes
 from medley.models.pages import in_large_pages
-from medley.models.streamed_linear import streamed_bf16
+from medley.models.streamed_linear import StreamedLinear, streamed_bf16
 
 TOKENS = 8  # that oneDNN is told to expect; the order it answers with serves any number
 ROWS = 5  # its kernels read weights a third faster for 4 to 6 rows than for fewer (AVX512, bf16 and int8 alike)
@@ -45,10 +45,22 @@ def with_rows(few_MK: Tensor) -> Tensor:
 def pack(part: nn.Module) -> nn.Module:
     """The part with every linear layer packed, or streamed."""
     if isinstance(part, nn.Linear):
-        return streamed_bf16(part) if takes("bf16", part.in_features) else PackedLinear(part)
+        return streamed_bf16(part) if streams(part) else PackedLinear(part)
     for name, child in part.named_children():
         setattr(part, name, pack(child))
     return part
+
+
+def streams(linear: nn.Linear) -> bool:
+    """Whether our own kernels take it as it is."""
+    return takes("bf16", linear.in_features)
+
+
+def matrix_of(linear: nn.Module) -> nn.Parameter | None:
+    """The weights as a matrix that others can share, where they still are one."""
+    held = linear.packed if isinstance(linear, StreamedLinear) and linear.kind == "bf16" else None
+    found = held if held is not None else getattr(linear, "weight", None)
+    return found if isinstance(found, nn.Parameter) else None
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

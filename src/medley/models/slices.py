@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from medley.models.lean_layer import FAMILIES as LEAN
 from medley.models.lean_layer import LeanLayer
-from medley.models.packed_linear import can_pack, pack
+from medley.models.packed_linear import can_pack, matrix_of, pack, streams
 from medley.models.presets import Preset
 from medley.models.weightfiles import Tensors
 from medley.protocol.errors import UserError, first_line
@@ -131,7 +131,7 @@ class Parts:
     def embedding(self, weights: Tensors, head: Head | None = None) -> Embedding:
         """Shares the matrix of `head` where the model ties them and that one is still a matrix."""
         made = self.bare_embedding()
-        matrix = getattr(head.lm_head, "weight", None) if head is not None and self.tied else None
+        matrix = matrix_of(head.lm_head) if head is not None and self.tied else None
         if matrix is not None:
             made.embed_tokens.weight = matrix
         _fill(made, self.base, weights, self.dtype)
@@ -150,9 +150,13 @@ class Parts:
         }
         for name, part in made.named_children():
             _fill(part, names[name], weights, self.dtype)
-            if self.transform is not None and not (shares and self._keeps_matrices and name == "lm_head"):
+            if self.transform is not None and not (shares and self._keeps_matrix(part) and name == "lm_head"):
                 setattr(made, name, self.transform(part))
         return self._placed(made)
+
+    def _keeps_matrix(self, part: nn.Module) -> bool:
+        """Where making it ready to compute would take a second matrix."""
+        return self._keeps_matrices and not (isinstance(part, nn.Linear) and streams(part))
 
     def _placed(self, part: PartT) -> PartT:
         return part if self.device is None else part.to(self.device)

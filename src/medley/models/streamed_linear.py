@@ -24,7 +24,8 @@ class StreamedLinear(nn.Module):
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         self.kind, self.rows = weights.kind, weights.rows
-        self.packed = nn.Parameter(in_large_pages(weights.packed), requires_grad=False)
+        packed = in_large_pages(weights.packed)
+        self.packed = packed if isinstance(packed, nn.Parameter) else nn.Parameter(packed, requires_grad=False)
         self.scales, self.bias = (
             None if tensor is None else nn.Parameter(tensor, requires_grad=False)
             for tensor in (weights.scales, weights.bias_N)
@@ -61,7 +62,7 @@ def _kernels() -> Kernels:
 
 def streamed_bf16(linear: nn.Linear) -> StreamedLinear:
     """Shares its weights."""
-    weight_NK = linear.weight.data.contiguous()
+    weight_NK = linear.weight if linear.weight.is_contiguous() else linear.weight.data.contiguous()
     rows, columns = weight_NK.shape
     return StreamedLinear(Weights("bf16", rows, columns, weight_NK, None, bias_of(linear)))
 
