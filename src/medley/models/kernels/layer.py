@@ -94,7 +94,7 @@ class WholeLayer:
 
     def __call__(self, hidden_TW: Tensor, cos_TD: Tensor, sin_TD: Tensor, places: Sequence[Place]) -> Tensor:
         """[T, W]. All are contiguous bf16; `sin_TD` has the sign that each half takes. Keys and values are written."""
-        out_TW = hidden_TW.clone()
+        out_TW = hidden_TW.clone(memory_format=torch.contiguous_format)
         table = (Place * len(places))(*places)
         given = out_TW.data_ptr(), cos_TD.data_ptr(), sin_TD.data_ptr(), table, len(places), torch.get_num_threads()
         if self._function(self._layer, *given):
