@@ -93,6 +93,13 @@ def test_json_and_set_words_are_read_alike(tmp_path: Path) -> None:
     assert experiment.fleet["w"].count == 3 and experiment.jobs["a"].train.epochs == 2
 
 
+def test_a_point_is_the_same_after_it_was_sent_to_a_process_as_json(tmp_path: Path) -> None:
+    text = SMALL.replace("{spread: [1, 4]}", "{choice: {1: 3, 2.5: 1}}")
+    (point,) = loaded(tmp_path, text).points
+    (sent,) = load_data(json.loads(json.dumps(point.data)), "the point").points
+    assert sent.experiment == point.experiment
+
+
 def test_only_what_a_run_depends_on_names_it(tmp_path: Path) -> None:
     def keys(text: str, *sets: str) -> list[str]:
         return [task.key for task in runs.tasks_of(loaded(tmp_path, text, *sets))]
@@ -137,6 +144,11 @@ BAD: list[tuple[str, str]] = [
     (SMALL + "quotas: {research: 0}", "quotas.research is 0, but must be from 1 to 10000 machines"),
     (SMALL + "repeats: 9000", "repeats is 9000, but must be at most 1000"),
     (SMALL + "until_s: .nan", "until_s is nan, but must be"),
+    (SMALL + "seed: .nan", "seed is nan, but must be a whole number"),
+    (SMALL + "heartbeat_ms: .inf", "heartbeat_ms is inf, but must be a whole number"),
+    (SMALL.replace("parameters: 1e6", "parameters: .nan"), "parameters is nan, but must be a whole number"),
+    (SMALL.replace("a: {", "a: {placement: {replication: true}, "), "placement.replication is true, but must be"),
+    (SMALL.replace("t4: 3", "t4: .nan"), "the weights of fleet.workers.device.choice must be numbers from 0 on"),
     (SMALL + "devices: {box: {gflop: 3}}", "devices.box"),
     ("name: x\nfleet: {w: {}}", "jobs is empty"),
     ("name: x\njobs: {a: {}}", "fleet has no machine"),

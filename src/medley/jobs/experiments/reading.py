@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
+from math import inf, isfinite
 from typing import Any, Literal, NoReturn
 
 from medley.jobs.experiments.spec import Numbers, Words
@@ -96,8 +98,11 @@ def _items(value: Any, kind: Any, path: Path, origin: Origin) -> tuple[Any, ...]
 
 def _choice(value: Any, kind: Any, path: Path, origin: Origin) -> Any:
     choices = typing.get_args(kind)
-    if typing.get_origin(kind) is not Literal or value in choices:
+    if typing.get_origin(kind) is not Literal:
         return value
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:  # true is no 1
+            return choice
     tail = did_you_mean(value, [str(one) for one in choices]) if isinstance(value, str) else ""
     _wrong(value, described(kind) + (f"; {tail}" if tail.startswith("did") else ""), path, origin)
 
@@ -106,7 +111,7 @@ def _scalar(value: Any, kind: type, path: Path, origin: Origin) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
         return float(value)
-    if kind is int and number and value == int(value):
+    if kind is int and number and isfinite(value) and value == int(value):
         return int(value)  # 1e9 is a whole number, too
     if kind is str and value is None:
         return ""
@@ -151,14 +156,22 @@ def _distribution(value: dict[Any, Any], known: Iterable[str], path: Path, origi
 
 def _weighted(given: Any, kind: type, path: Path, origin: Origin) -> tuple[tuple[Any, ...], tuple[float, ...]]:
     if isinstance(given, dict) and given:
-        values = tuple(read(key, kind, path, origin) for key in given)
+        values = tuple(read(_key(key, kind), kind, path, origin) for key in given)
         weights = tuple(read(one, float, (*path, str(key)), origin) for key, one in given.items())
-        if min(weights) < 0 or sum(weights) <= 0:
-            origin.refuse(path, f"the weights of {'.'.join(path)} must not be negative, and one must be above 0")
+        if not (min(weights) >= 0 and 0 < sum(weights) < inf):
+            origin.refuse(path, f"the weights of {'.'.join(path)} must be numbers from 0 on, and one must be above 0")
         return values, weights
     if isinstance(given, list) and given:
         return tuple(read(one, kind, path, origin) for one in given), ()
     _wrong(given, "a list of values, or a group of values with weights", path, origin)
+
+
+def _key(key: Any, kind: type) -> Any:
+    """A value that is written as a key, which is always text in JSON."""
+    if kind is float and isinstance(key, str):
+        with suppress(ValueError):
+            return float(key)
+    return key
 
 
 def _wrong(value: Any, wanted: str, path: Path, origin: Origin) -> NoReturn:
