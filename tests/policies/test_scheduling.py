@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from medley.policies.scheduling.line import next_hold_ns
 from medley.policies.scheduling.names import NAMES, check_quotas, scheduler
 from medley.policies.scheduling.view import (
     AGEING_NS,
+    HOLD_MAX_NS,
     HOLD_NS,
     Allotment,
     JobFacts,
@@ -250,6 +252,17 @@ def test_a_higher_priority_takes_the_machines_of_a_lower_one_and_says_so() -> No
     assert "gave its machines to high" in found.jobs_why["low"]
     same = replace(view, jobs=[low, JobFacts("same", 2, NOW, workers_min=2)])
     assert decide("priority", same).nodes == {"low": ("n0", "n1", "n2")}
+
+
+def test_a_job_that_made_nothing_of_its_machines_keeps_the_next_ones_longer() -> None:
+    had = JobFacts("had", 1, NOW - 2 * HOLD_NS, True)
+    view = PoolView([had, JobFacts("waits", 2, NOW - 5 * AGEING_NS)], machines(1, job="had"))
+    assert decide("priority", view).nodes["waits"] == ("n0",)
+    longer = replace(had, hold_ns=next_hold_ns(next_hold_ns(HOLD_NS, False), False))
+    assert longer.hold_ns == 4 * HOLD_NS
+    assert decide("priority", replace(view, jobs=[longer, view.jobs[1]])).nodes == {"had": ("n0",)}
+    assert next_hold_ns(longer.hold_ns, True) == HOLD_NS
+    assert next_hold_ns(HOLD_MAX_NS, False) == HOLD_MAX_NS
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

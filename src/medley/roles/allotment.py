@@ -109,7 +109,7 @@ class Asking:
     def _job(self, run: Run, now_ns: int, wall_ns: int) -> JobFacts:
         ctx, state = run.ctx, run.state
         unfit = frozenset(n for n, _ in ctx.unfit if ctx.unfit_reason(n)) if ctx.unfit else frozenset()
-        key = (state.state, run.since_ns, unfit, len(ctx.been), frozenset(ctx.hosts))
+        key = (state.state, run.since_ns, run.hold_ns, unfit, len(ctx.been), frozenset(ctx.hosts))
         known = self.jobs.get(ctx.job)
         if known is not None and known[0] == key:
             return known[1]
@@ -117,6 +117,7 @@ class Asking:
         facts = replace(
             old,
             since_ns=run.since_ns,
+            hold_ns=run.hold_ns,
             begun=state.state != "queued",
             ending=state.state in ("finishing", "cancelling"),
             local=frozenset({*ctx.been, *ctx.hosts}),

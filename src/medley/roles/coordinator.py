@@ -400,7 +400,7 @@ class Coordinator:
             self.why.pop(job, None)
             run.rest()
         else:
-            run.since_ns = now_ns
+            run.waits(now_ns)
             self.asking.wait(run, now_ns, self.wall_ns)
         self.working.pop(job, None)
         self.returning.runs.pop(job, None)
@@ -471,7 +471,7 @@ class Coordinator:
         self.returning.runs.pop(job, None)
         self.asking.leave(job)
         self._touch(job)
-        run.since_ns = now_ns
+        run.begins(now_ns)
         run.ctx.allotted = set(wanted)
         run.begin(self.vault)
         return self._admit(job, run.take())

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from medley.policies.scheduling.line import next_hold_ns
+from medley.policies.scheduling.view import HOLD_NS
 from medley.protocol.effects import Effect, Reject
 from medley.protocol.engine import (
     Exported,
@@ -66,6 +68,8 @@ class Run:
         self.ctx = Context(state, pool, shared=shared or Shared())
         self.ctx.roster.lists = self.ctx.shared.lists
         self.since_ns = 0  # since when it waits, or has machines
+        self.hold_ns = HOLD_NS
+        self._begun_at = state.version
         self._calm = False  # the event at hand was acted on already, or changed nothing
         if state.plan:
             self.ctx.plan = state.parsed_plan()
@@ -159,6 +163,15 @@ class Run:
             ctx.leaving = ""
         elif given_away and not ctx.leaving:
             ctx.leaving, ctx.leaving_ns = reason, now_ns
+
+    def begins(self, now_ns: int) -> None:
+        """It has machines from now on."""
+        self.since_ns, self._begun_at = now_ns, self.state.version
+
+    def waits(self, now_ns: int) -> None:
+        """It is back in the queue."""
+        self.since_ns = now_ns
+        self.hold_ns = next_hold_ns(self.hold_ns, self.state.version > self._begun_at)
 
     def rest(self) -> None:
         """It is over: keep what a person may ask for, and nothing that takes room."""

@@ -14,6 +14,7 @@ from medley.protocol.ids import NS_PER_S, JobId, NodeId
 
 AGEING_NS = 60 * NS_PER_S  # a job that waits rises by one priority in this time
 HOLD_NS = 30 * NS_PER_S  # what a job was given is not taken from it sooner
+HOLD_MAX_NS = 8 * 3600 * NS_PER_S  # ... nor later than this, if it makes no version whatever it is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class JobFacts:
     deadline_ns: int = 0  # 0: none
     local: frozenset[NodeId] = frozenset()  # hold its data, its model or its parameters already
     unfit: frozenset[NodeId] = frozenset()  # have said that they cannot train it
+    hold_ns: int = HOLD_NS  # longer for one that lost its machines before it had made a version with them
 
 
 @dataclass(frozen=True, slots=True)
