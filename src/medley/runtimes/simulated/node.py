@@ -65,6 +65,7 @@ class Node:
     machine: Machine
     boot: int = 0
     alive: bool = False
+    gone: bool = False  # for good: whoever meant to start it later does not
     roles: dict[Key, Hosted] = field(default_factory=dict)
     stream: Stream | None = None
     lives: int = 0  # of worker roles, in this boot
@@ -94,7 +95,7 @@ class Node:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        if self.alive:
+        if self.alive or self.gone:
             return
         self.alive = True
         self.boot += 1
@@ -116,6 +117,14 @@ class Node:
             self.stream.cut()
             self.stream = None
         self.world.node_is(self.name, state)
+
+    def leave(self, state: str) -> None:
+        """It dies and never starts again, whether it was up, down, or not there yet."""
+        self.gone = True
+        if self.alive:
+            self.die(state)
+        else:
+            self.world.node_is(self.name, state)
 
     def pause(self, for_ns: int) -> None:
         """It stands still, as under a debugger or a lid: nothing is handled, nothing is forgotten."""

@@ -163,7 +163,7 @@ class World:
         """A machine goes for good; one of the same name may be added later."""
         node = self.nodes.pop(name, None)
         if node is not None:
-            node.die(state)
+            node.leave(state)
 
     def crash(self, node: Node) -> None:
         """A machine dies and starts again a little later."""

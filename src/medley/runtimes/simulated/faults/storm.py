@@ -108,8 +108,9 @@ class Storm:
             self._await(random.choice(brief) if aimed else "", AIMS, hit)
 
         def hit() -> None:
-            for operation in sorted(set(strike(self, random))):
-                self.strike(name, operation)
+            if self.world.nodes:  # machines of an experiment may all have left
+                for operation in sorted(set(strike(self, random))):
+                    self.strike(name, operation)
             self.world.kernel.after(int(random.expovariate(1 / mean_ns)), again)
 
         self.world.kernel.after(int(random.expovariate(1 / mean_ns)), again)
