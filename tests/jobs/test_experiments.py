@@ -109,6 +109,15 @@ def test_only_what_a_run_depends_on_names_it(tmp_path: Path) -> None:
     assert keys(SMALL, "repeats=2")[:1] == keys(SMALL)
 
 
+def test_labels_tell_values_apart_that_look_alike(tmp_path: Path) -> None:
+    points = loaded(tmp_path, SMALL + "sweep: {until_s: [600.0000001, 600.0000002, 600]}\n").points
+    assert [point.labels["until_s"] for point in points] == ["600.0000001", "600.0000002", "600"]
+
+
+LAUGHS = "sweep: {seed: [&a [1, 1, 1, 1, 1, 1, 1, 1]" + "".join(
+    f", &{name} [{', '.join(['*' + before] * 8)}]" for before, name in zip("abcdef", "bcdefg", strict=True)
+)
+LAUGHS += "]}"
 BAD: list[tuple[str, str]] = [
     (SMALL + "network: {profile: celular}", "there is no preset 'celular'; did you mean 'cellular'?"),
     (SMALL.replace("count: 4,", "count: 4, network: moon,"), "fleet.workers.network: there is no preset 'moon'"),
@@ -144,6 +153,21 @@ BAD: list[tuple[str, str]] = [
     (SMALL + "quotas: {research: 0}", "quotas.research is 0, but must be from 1 to 10000 machines"),
     (SMALL + "repeats: 9000", "repeats is 9000, but must be at most 1000"),
     (SMALL + "until_s: .nan", "until_s is nan, but must be"),
+    (SMALL + "sweep: {network.profile: [good, good]}", "sweep network.profile has 'good' twice"),
+    (SMALL + "sweep: {repeats: [1, 2]}", "sets 'repeats', which no run depends on"),
+    (SMALL + "sweep: {m: {x: {name: b}}}", "sets 'name', which no run depends on"),
+    (
+        SMALL + "sweep: {m: {a: {heartbeat_ms: 500}}, heartbeat_ms: [1000, 2000]}",
+        "sets 'heartbeat_ms', which undoes what sweep m sets",
+    ),
+    (
+        SMALL + "sweep: {jobs.a.train.epochs: [1, 2], jobs.a.train: [{batch_samples: 8}]}",
+        "sets 'jobs.a.train', which undoes what sweep jobs.a.train.epochs sets",
+    ),
+    (SMALL + "sweep: {seed: &a [1, *a]}", "x.yaml line 8: what begins here holds an alias of itself"),
+    (SMALL + LAUGHS, "has more than 262144 values, aliases counted"),
+    (SMALL + "seed: 1" + "0" * 400, "seed is a number of more than 63 bits"),
+    (SMALL + "until_s: 1" + "0" * 400, "until_s is a number of more than 63 bits"),
     (SMALL + "seed: .nan", "seed is nan, but must be a whole number"),
     (SMALL + "heartbeat_ms: .inf", "heartbeat_ms is inf, but must be a whole number"),
     (SMALL.replace("parameters: 1e6", "parameters: .nan"), "parameters is nan, but must be a whole number"),

@@ -17,6 +17,7 @@ import yaml
 from medley.protocol.errors import UserError, first_line
 
 MAX_NBYTES = 1 << 20
+MAX_VALUES = 1 << 18
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,6 +77,7 @@ def parse(text: str, name: str, is_json: bool = False) -> tuple[Any, Lines]:
         loader = _Loader(text)
         root = loader.get_single_node()
         _refuse_twice(root, name, set())
+        _refuse_endless(root, name)
         return (None if root is None else loader.construct_document(root)), Lines(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -90,7 +92,10 @@ def parse(text: str, name: str, is_json: bool = False) -> tuple[Any, Lines]:
 def scalar(text: str) -> Any:
     """A value of the command line, read as YAML reads it. Raises ValueError when it cannot."""
     try:
-        return _Loader(text).get_single_data()
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        _refuse_endless(root, text[:40])
+        return None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(first_line(error)) from error
 
@@ -137,6 +142,25 @@ def _refuse_twice(node: yaml.Node | None, name: str, seen: set[int]) -> None:
             before = first[key.value]
             raise UserError(f"{name} line {line}: key '{key.value}' is given twice (first in line {before})")
         _refuse_twice(value, name, seen)
+
+
+def _refuse_endless(root: yaml.Node | None, name: str) -> None:
+    if root is not None and _values(root, {}, name) > MAX_VALUES:
+        raise UserError(f"{name} has more than {MAX_VALUES} values, aliases counted wherever they stand")
+
+
+def _values(node: yaml.Node, known: dict[int, int], name: str) -> int:
+    """How many values it holds once its aliases are written out. Raises UserError for one that holds itself."""
+    found = known.get(id(node))
+    if found == 0:
+        line = node.start_mark.line + 1
+        raise UserError(f"{name} line {line}: what begins here holds an alias of itself, which has no end")
+    if found is None:
+        known[id(node)] = 0  # under way
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        below = (one for part in parts for one in (part if isinstance(part, tuple) else (part,)))
+        found = known[id(node)] = 1 + sum(_values(one, known, name) for one in below)
+    return found
 
 
 def split_setting(word: str, example: str) -> tuple[tuple[str, ...], Any]:

@@ -23,6 +23,7 @@ from medley.jobs.words import hints, value_in_words
 from medley.protocol.errors import UserError, did_you_mean
 
 Data = dict[str, Any]
+NOT_SWEPT = ("name", "learn", "repeats", "success", "baseline", "sweep")  # of the experiment, not of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ def _points(experiment: Experiment, data: Data, origin: Origin) -> Iterator[Poin
     axes = {key: list(_axis(key, values, data, origin)) for key, values in experiment.sweep.items()}
     if (many := prod(len(axis) for axis in axes.values()) * experiment.repeats) > MAX_RUNS:
         raise UserError(f"{origin.of(('sweep',))}: the sweep makes {many} runs, but at most {MAX_RUNS} are allowed")
+    _check_axes(axes, origin)
     _check_baseline(experiment, axes, origin)
     for settings in product(*axes.values()):
         point, sets = copy.deepcopy(base), dict(origin.sets)
@@ -115,6 +117,26 @@ def _axis(axis: str, values: Any, data: Data, origin: Origin) -> Iterator[_Setti
             origin.refuse(here, f"the sweep is over '{axis}', but there is no such key; {_nearest(axis, data)}")
         case _:
             origin.refuse(here, f"sweep {axis} is {value_in_words(values)}, but must be a list of values")
+
+
+def _check_axes(axes: dict[str, list[_Setting]], origin: Origin) -> None:
+    """Raises UserError for values that a result could not be told by, and for settings that would undo others."""
+    before: dict[str, str] = {}
+    for axis, settings in axes.items():
+        labels = [one.label for one in settings]
+        if twice := next((one for one in labels if labels.count(one) > 1), None):
+            origin.refuse(("sweep", axis), f"sweep {axis} has '{twice}' twice; give each value once")
+        keys = dict.fromkeys(key for one in settings for key in one.values)
+        for key in keys:
+            if key.split(".", 1)[0] in NOT_SWEPT:
+                sentence = f"sweep {axis} sets '{key}', which no run depends on: it belongs to the whole experiment"
+                origin.refuse(("sweep", axis), sentence)
+            undone = next((one for one in before if f"{one}.".startswith(f"{key}.")), None)
+            if undone is not None:
+                other = before[undone]
+                sentence = f"sweep {axis} sets '{key}', which undoes what sweep {other} sets: vary it in one place"
+                origin.refuse(("sweep", axis), sentence)
+        before |= dict.fromkeys(keys, axis)
 
 
 def _is_named_settings(values: Any, data: Data) -> bool:
@@ -161,7 +183,8 @@ def label_of(value: Any) -> str:
         case list():
             return " to ".join(label_of(one) for one in value)
         case int() | float():
-            return f"{value:g}" if abs(value) < 1e15 else str(value)
+            short = f"{value:g}"
+            return short if float(short) == value else str(value)  # labels tell values apart
         case _:
             return str(value)
 

@@ -109,6 +109,8 @@ def _choice(value: Any, kind: Any, path: Path, origin: Origin) -> Any:
 
 def _scalar(value: Any, kind: type, path: Path, origin: Origin) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        origin.refuse(path, f"{'.'.join(path)} is a number of more than 63 bits")
     if kind is float and number:
         return float(value)
     if kind is int and number and isfinite(value) and value == int(value):

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medley.jobs.experiments.load import Data, Loaded, load_data
+from medley.jobs.experiments.load import NOT_SWEPT, Data, Loaded, load_data
 from medley.protocol.errors import Damaged
 from medley.protocol.version import __version__
 
 FORMAT = 1  # of the files below `runs`; another number runs everything anew
 MAX_FILE_NBYTES = 64 << 20
-_NOT_ITS_OWN = ("name", "learn", "repeats", "success", "baseline", "sweep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def tasks_of(loaded: Loaded) -> list[Task]:
 
 def _own(data: Data) -> Data:
     """What one run depends on, of a point's data."""
-    return {key: value for key, value in data.items() if key not in _NOT_ITS_OWN}
+    return {key: value for key, value in data.items() if key not in NOT_SWEPT}
 
 
 def _key(data: Data, repeat: int) -> str:
