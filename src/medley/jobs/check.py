@@ -18,7 +18,7 @@ from medley.protocol.conditions import network_problems
 from medley.protocol.errors import UserError
 from medley.protocol.spec import JobSpec
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _INF = math.inf
 _FILES = ("jsonl", "csv", "parquet")
@@ -105,7 +105,7 @@ def _plain(number: float) -> str:
 
 
 def _name(spec: JobSpec) -> Iterator[str]:
-    if not _NAME.fullmatch(spec.name):
+    if not NAME.fullmatch(spec.name):
         yield (
             f"name is '{spec.name[:70]}', but must be 1 to 63 letters, digits, '.', '_' and '-', "
             "beginning with a letter or a digit"
@@ -218,7 +218,7 @@ def _modes(spec: JobSpec) -> Iterator[str]:
 
 def _schedule(spec: JobSpec) -> Iterator[str]:
     own = spec.schedule
-    if own.queue and not _NAME.fullmatch(own.queue):
+    if own.queue and not NAME.fullmatch(own.queue):
         yield f"schedule.queue is '{own.queue[:70]}', but must be 1 to 63 letters, digits, '.', '_' and '-'"
     if 0 < own.workers_max < own.workers_min:
         yield (

@@ -6,13 +6,15 @@ Promises: the first thing that is wrong becomes one UserError that names the key
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
+from medley.jobs.check import NAME
 from medley.jobs.check import check as check_job
 from medley.jobs.experiments import criteria
-from medley.jobs.experiments.fleet import devices_of, parameters_of, presets_of, spec_of, tokens_of
+from medley.jobs.experiments.fleet import devices_of, names_of, parameters_of, presets_of, spec_of, tokens_of
 from medley.jobs.experiments.reading import Origin
 from medley.jobs.experiments.spec import MAX_ARRIVALS, MAX_MACHINES, Experiment, Group, Job, Numbers, Words
 from medley.jobs.experiments.tally import COLUMNS
@@ -22,8 +24,10 @@ from medley.policies.scheduling.names import NAMES as SCHEDULERS
 from medley.protocol.conditions import CLASSES, Conditions
 from medley.protocol.errors import UserError, did_you_mean
 from medley.runtimes.simulated.faults import FAULTS
+from medley.runtimes.simulated.watch import COORDINATOR
 
 Path = tuple[str, ...]
+_TITLE = re.compile(r"[^/\\\x00-\x1f]{1,100}")
 Wrong = tuple[Path, str]
 _INF = math.inf
 
@@ -92,6 +96,7 @@ def check(experiment: Experiment, origin: Origin) -> None:
 
 def _wrong(experiment: Experiment) -> Iterator[Wrong]:
     yield from _ranges(experiment, _RANGES, ())
+    yield from _named(experiment)
     for name, conditions in experiment.network.presets.items():
         yield from _conditions(conditions, ("network", "presets", name))
     yield from _network(experiment)
@@ -120,6 +125,37 @@ def _ranges(tree: Any, ranges: Iterable[tuple[str, float, float]], path: Path) -
                 here = (*path, *key.split("."))
                 limit = f"at least {low:g}" if one < low or high == _INF else f"at most {high:g}"
                 yield here, f"{'.'.join(here)} is {one:g}, but must be {limit}"
+
+
+def _named(experiment: Experiment) -> Iterator[Wrong]:
+    """Results are written below the experiment's name; machines and jobs are told by theirs, in traces and addresses."""
+    if not _TITLE.fullmatch(experiment.name) or experiment.name in (".", ".."):
+        sentence = f"name is '{experiment.name[:70]}', but must be the name of a directory: 1 to 100 characters, no '/'"
+        yield ("name",), sentence
+    groups = (("fleet",), experiment.fleet), (("jobs",), experiment.jobs)
+    for path, names in (*groups, (("autoscaling", "offers"), experiment.autoscaling.offers)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                sentence = (
+                    f"{'.'.join(path)} has the name '{name[:70]}', but names are 1 to 63 letters, digits, '.', '_'"
+                )
+                yield (*path, name), f"{sentence} and '-', beginning with a letter or a digit"
+    yield from _machine_names(experiment)
+
+
+def _machine_names(experiment: Experiment) -> Iterator[Wrong]:
+    seen: dict[str, str] = {COORDINATOR: "the coordinator"}
+    rented = re.compile("|".join(rf"{re.escape(name)}-\d+" for name in experiment.autoscaling.offers) or "(?!)")
+    for group in experiment.fleet:
+        for name in names_of(group, min(experiment.fleet[group].count, MAX_MACHINES)):
+            whose = seen.get(name) or ("a machine of autoscaling.offers" if rented.fullmatch(name) else "")
+            if whose:
+                yield (
+                    ("fleet", group),
+                    f"fleet.{group} has a machine '{name}', as {whose} is called: choose another name",
+                )
+                return
+            seen[name] = f"one of fleet.{group}"
 
 
 def _conditions(conditions: Conditions, path: Path) -> Iterator[Wrong]:

@@ -40,8 +40,14 @@ def machines(experiment: Experiment, repeat: int) -> Iterator[Machine]:
     devices = devices_of(experiment)
     for name, group in experiment.fleet.items():
         dice = Dice(experiment.seed, repeat, name)
-        for number in range(group.count):
-            yield _machine(experiment, name, group, number, dice, presets, devices)
+        for number, one in enumerate(names_of(name, group.count)):
+            yield _machine(experiment, one, group, number, dice, presets, devices)
+
+
+def names_of(group: str, count: int) -> list[str]:
+    """Of its machines; one alone has the group's own."""
+    digits = len(str(count - 1))
+    return [f"{group}-{number:0{digits}d}" for number in range(count)] if count > 1 else [group] * count
 
 
 def _machine(
@@ -58,7 +64,7 @@ def _machine(
     overrides = experiment.network.overrides | group.overrides
     place = (number, group.count)
     return Machine(
-        name=f"{name}-{number:0{len(str(group.count - 1))}d}" if group.count > 1 else name,
+        name=name,
         device=devices[dice.word("device", group.device, number)],
         conditions=conditions,
         overrides={kind: presets[preset] for kind, preset in overrides.items()},
