@@ -54,6 +54,11 @@ def test_the_same_repeat_draws_the_same_and_another_draws_anew(tmp_path: Path) -
     assert setup_of(experiment, 0).machines != setup_of(experiment, 1).machines
 
 
+def test_no_draw_makes_a_machine_that_needs_no_time(tmp_path: Path) -> None:
+    text = SMALL.replace("{spread: [1, 4]}", "{normal: [0.5, 100]}")
+    assert min(one.slowness for one in setup_of(loaded(tmp_path, text).experiment, 0).machines) >= 0.001
+
+
 def test_points_of_a_sweep_meet_the_same_machines(tmp_path: Path) -> None:
     text = SMALL.replace("{spread: [1, 4]}", "{log_uniform: [1, 4]}") + "sweep: {network.profile: [good, satellite]}\n"
     first, second = (setup_of(point.experiment, 0) for point in loaded(tmp_path, text).points)
@@ -112,6 +117,11 @@ def test_only_what_a_run_depends_on_names_it(tmp_path: Path) -> None:
 def test_labels_tell_values_apart_that_look_alike(tmp_path: Path) -> None:
     points = loaded(tmp_path, SMALL + "sweep: {until_s: [600.0000001, 600.0000002, 600]}\n").points
     assert [point.labels["until_s"] for point in points] == ["600.0000001", "600.0000002", "600"]
+
+
+def dsl(values: str) -> str:
+    """A preset of the experiment's own."""
+    return f"network: {{profile: dsl, presets: {{dsl: {{{values}}}}}}}"
 
 
 LAUGHS = "sweep: {seed: [&a [1, 1, 1, 1, 1, 1, 1, 1]" + "".join(
@@ -176,6 +186,14 @@ BAD: list[tuple[str, str]] = [
         SMALL + "autoscaling: {max_nodes: 2, offers: {workers: {device: t4}}}",
         "fleet.workers has a machine 'workers-0', as a machine of autoscaling.offers is called",
     ),
+    (SMALL + dsl("rtt_ms: 9, loss: 1e-17"), "dsl.loss is 1e-17, but must be 0 or at least 1e-09"),
+    (SMALL + dsl("rtt_ms: 9, jitter_ms: 1e-300"), "dsl.jitter_ms is 1e-300, but must be 0 or at least 0.001"),
+    (SMALL + dsl("rtt_ms: 9, up_s: 1e-10, down_s: 5"), "dsl.up_s is 1e-10, but must be 0 or at least 0.001"),
+    (SMALL + dsl("jitter_ms: 9"), "dsl has jitter_ms, but a delay that varies needs a mean: set rtt_ms as well"),
+    (SMALL + "faults: {clog: 1e9}", "faults.clog is 1e+09, but must be above 0 and at most 10000 (strikes a minute)"),
+    (SMALL + "faults: {crash: 5}", "faults.crash is 5, but must be above 0 and at most 1 (of the operations)"),
+    (SMALL + "arrivals: {count: 3, per_h: 1e-300}", "arrivals.per_h is 1e-300, but must be 0 or at least 1e-06"),
+    (SMALL + "autoscaling: {max_nodes: 1, min_nodes: 2, offers: {x: {}}}", "min_nodes is 2, but at most 1 (max_nodes)"),
     (SMALL + "seed: 1" + "0" * 400, "seed is a number of more than 63 bits"),
     (SMALL + "until_s: 1" + "0" * 400, "until_s is a number of more than 63 bits"),
     (SMALL + "seed: .nan", "seed is nan, but must be a whole number"),

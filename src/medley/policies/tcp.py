@@ -256,7 +256,7 @@ class Stream:
 
     def _first_lost(self, sent: int) -> int | None:
         loss = self._conditions.loss
-        if loss <= 0:
+        if 1 - loss >= 1:  # none, or too little to reckon with
             return None
         first = int(log(1 - self._chance.random()) / log(1 - loss))
         return first if first < sent else None

@@ -14,7 +14,15 @@ from typing import Any
 from medley.jobs.check import NAME
 from medley.jobs.check import check as check_job
 from medley.jobs.experiments import criteria
-from medley.jobs.experiments.fleet import devices_of, names_of, parameters_of, presets_of, spec_of, tokens_of
+from medley.jobs.experiments.fleet import (
+    SLOWNESS_LEAST,
+    devices_of,
+    names_of,
+    parameters_of,
+    presets_of,
+    spec_of,
+    tokens_of,
+)
 from medley.jobs.experiments.reading import Origin
 from medley.jobs.experiments.spec import MAX_ARRIVALS, MAX_MACHINES, Experiment, Group, Job, Numbers, Words
 from medley.jobs.experiments.tally import COLUMNS
@@ -50,7 +58,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 )
 _GROUP_RANGES: tuple[tuple[str, float, float], ...] = (
     ("count", 0, MAX_MACHINES),
-    ("slowness", 0.001, 10_000),
+    ("slowness", SLOWNESS_LEAST, 10_000),
     ("interruptions_per_h", 0, 3600),
     ("joins_s", 0, 366 * 86_400),
     ("leaves_s", 0, 366 * 86_400),
@@ -77,6 +85,20 @@ _CONDITION_RANGES: dict[str, tuple[float, float]] = {
     "duplication": (0, 0.99),
     "compute_factor": (0.001, 10_000),
 }
+
+
+# Besides 0: less is nothing that a link does, and more than arithmetic can bear.
+_CONDITION_LEAST: dict[str, float] = {
+    "rtt_ms": 1e-3,
+    "jitter_ms": 1e-3,
+    "loss": 1e-9,
+    "duplication": 1e-9,
+    "up_bytes_per_s": 1.0,
+    "down_bytes_per_s": 1.0,
+    "up_s": 1e-3,
+    "down_s": 1e-3,
+}
+ARRIVALS_LEAST_PER_H = 1e-6
 
 
 def check(experiment: Experiment, origin: Origin) -> None:
@@ -128,18 +150,17 @@ def _ranges(tree: Any, ranges: Iterable[tuple[str, float, float]], path: Path) -
 
 
 def _named(experiment: Experiment) -> Iterator[Wrong]:
-    """Results are written below the experiment's name; machines and jobs are told by theirs, in traces and addresses."""
+    """Results lie below the experiment's name; machines and jobs are told by theirs, in traces and addresses."""
     if not _TITLE.fullmatch(experiment.name) or experiment.name in (".", ".."):
-        sentence = f"name is '{experiment.name[:70]}', but must be the name of a directory: 1 to 100 characters, no '/'"
-        yield ("name",), sentence
+        found = f"name is '{experiment.name[:70]}'"
+        yield ("name",), f"{found}, but must be the name of a directory: 1 to 100 characters, no '/'"
     groups = (("fleet",), experiment.fleet), (("jobs",), experiment.jobs)
     for path, names in (*groups, (("autoscaling", "offers"), experiment.autoscaling.offers)):
         for name in names:
             if not NAME.fullmatch(name):
-                sentence = (
-                    f"{'.'.join(path)} has the name '{name[:70]}', but names are 1 to 63 letters, digits, '.', '_'"
-                )
-                yield (*path, name), f"{sentence} and '-', beginning with a letter or a digit"
+                found = f"{'.'.join(path)} has the name '{name[:70]}'"
+                rule = "names are 1 to 63 letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+                yield (*path, name), f"{found}, but {rule}"
     yield from _machine_names(experiment)
 
 
@@ -150,10 +171,8 @@ def _machine_names(experiment: Experiment) -> Iterator[Wrong]:
         for name in names_of(group, min(experiment.fleet[group].count, MAX_MACHINES)):
             whose = seen.get(name) or ("a machine of autoscaling.offers" if rented.fullmatch(name) else "")
             if whose:
-                yield (
-                    ("fleet", group),
-                    f"fleet.{group} has a machine '{name}', as {whose} is called: choose another name",
-                )
+                found = f"fleet.{group} has a machine '{name}', as {whose} is called"
+                yield ("fleet", group), f"{found}: choose another name"
                 return
             seen[name] = f"one of fleet.{group}"
 
@@ -162,11 +181,17 @@ def _conditions(conditions: Conditions, path: Path) -> Iterator[Wrong]:
     for one in fields(conditions):
         value = getattr(conditions, one.name)
         low, high = _CONDITION_RANGES.get(one.name, (0, 1e15))
+        least = _CONDITION_LEAST.get(one.name, low)
         if not low <= value <= high:
             limit = f"at least {low:g}" if value < low else f"at most {high:g}"
             yield (*path, one.name), f"{'.'.join((*path, one.name))} is {value:g}, but must be {limit}"
+        if 0 < value < least:
+            yield (*path, one.name), f"{'.'.join((*path, one.name))} is {value:g}, but must be 0 or at least {least:g}"
     if conditions.down_s > 0 and not conditions.up_s > 0:
         yield (*path, "up_s"), f"{'.'.join(path)} is down for {conditions.down_s:g} s and never up: set up_s as well"
+    if conditions.jitter_ms > 0 and not conditions.rtt_ms > 0:
+        sentence = f"{'.'.join(path)} has jitter_ms, but a delay that varies needs a mean: set rtt_ms as well"
+        yield (*path, "rtt_ms"), sentence
 
 
 def _network(experiment: Experiment) -> Iterator[Wrong]:
@@ -236,6 +261,9 @@ def _scaling(experiment: Experiment) -> Iterator[Wrong]:
             path,
             "autoscaling.max_nodes is given, but nothing can be rented: describe a machine in autoscaling.offers",
         )
+    if options.max_nodes and options.min_nodes > options.max_nodes:
+        few = f"autoscaling.min_nodes is {options.min_nodes}"
+        yield (*path, "min_nodes"), f"{few}, but at most {options.max_nodes} (max_nodes) are rented"
     for name, one in options.offers.items():
         here = (*path, "offers", name)
         yield from _known(Words(values=(one.device,)), devices_of(experiment), "device", (*here, "device"))
@@ -286,11 +314,15 @@ def _names(experiment: Experiment) -> Iterator[Wrong]:
     for name, rate in experiment.faults.items():
         if name not in FAULTS:
             yield ("faults", name), f"faults: there is no fault '{name}'; {did_you_mean(name, FAULTS)}"
-        elif not 0 < rate <= 10_000:
-            yield ("faults", name), f"faults.{name} is {rate:g}, but must be above 0 ({FAULTS[name].unit})"
+        elif not 0 < rate <= (most := 10_000 if "minute" in FAULTS[name].unit else 1):
+            limit = f"above 0 and at most {most} ({FAULTS[name].unit})"
+            yield ("faults", name), f"faults.{name} is {rate:g}, but must be {limit}"
     stream = experiment.arrivals
     if stream.count and experiment.jobs and not any(job.weight for job in experiment.jobs.values()):
         yield ("arrivals",), "arrivals has no job to draw: give one of jobs a weight above 0"
+    if 0 < stream.per_h < ARRIVALS_LEAST_PER_H:
+        limit = f"0 or at least {ARRIVALS_LEAST_PER_H:g}"
+        yield ("arrivals", "per_h"), f"arrivals.per_h is {stream.per_h:g}, but must be {limit}"
     if stream.per_h and not stream.count:
         yield ("arrivals", "per_h"), "arrivals.per_h is given without arrivals.count: say how many jobs arrive"
 

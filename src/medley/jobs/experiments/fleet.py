@@ -20,6 +20,7 @@ from medley.runtimes.simulated.setup import ArithmeticKind, Arrival, Machine, Se
 ARITHMETIC: dict[str, ArithmeticKind] = {"modelled": "sizes", "real": "real", "proof": "proof"}
 PARAMETERS, TOKENS = 1_000_000, 256  # of a modelled model that says nothing
 TASK_TOKENS = {"digits-mlp": 1, "lstm": 32, "llama": 32}  # of one sample
+SLOWNESS_LEAST = 0.001  # also where a distribution's tail goes further
 _SMALL_BLOCKS = 4096  # elements: of a real tiny task
 
 
@@ -70,7 +71,7 @@ def _machine(
         overrides={kind: presets[preset] for kind, preset in overrides.items()},
         worker=group.worker,
         shard=group.shard,
-        slowness=dice.number("slowness", group.slowness, *place),
+        slowness=max(dice.number("slowness", group.slowness, *place), SLOWNESS_LEAST),
         spot=group.spot,
         interruptions_per_h=group.interruptions_per_h,
         joins_ns=int(dice.number("joins_s", group.joins_s, *place) * NS_PER_S),
