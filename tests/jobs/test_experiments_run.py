@@ -14,7 +14,7 @@ from medley.jobs.experiments import runner, runs, session
 from medley.jobs.experiments.load import Loaded, load_data
 from medley.jobs.experiments.tally import COLUMNS
 from medley.jobs.experiments.world import simulate
-from medley.protocol.errors import Damaged
+from medley.protocol.errors import Damaged, UserError
 
 DATA: dict[str, Any] = {
     "name": "tiny",
@@ -168,3 +168,5 @@ def test_a_result_that_somebody_changed_is_refused(tmp_path: Path) -> None:
     path.write_text('{"row": 1}', encoding="utf-8")
     with pytest.raises(Damaged, match="delete it"):
         runs.load(tmp_path, task)
+    with pytest.raises(UserError, match="delete it"):
+        session.perform(tiny(repeats=1), tmp_path, 1, lambda event: None)

@@ -119,7 +119,7 @@ def summary(outcome: Outcome, folder: Path) -> list[str]:
     lines = [f"{study.experiment.name}: {report.described(study)}", ""]
     lines += [f"- {line}" for line in words.summary(study)]
     if (contest := report.contest_table(study)) is not None:
-        lines += ["", f"{study.main().title} (~: the second best lies within its 95 % interval)", *_table(contest)]
+        lines += ["", f"{study.main().title} (~: its 95 % interval and the second best's overlap)", *_table(contest)]
     for one in report.matrix(study):
         criteria = "; ".join(study.experiment.success)
         lines += ["", f"Success{f', {one.title}' if one.title else ''}: {criteria}", *_table(one)]
@@ -173,7 +173,11 @@ def _labels(study: Study) -> list[dict[str, str]]:
 def _point(study: Study, labels: dict[str, str]) -> dict[str, Any]:
     found = study.at(labels)
     means = {metric.column: study.mean(metric.column, labels) for metric in study.metrics()}
-    figures = {column: {"mean": one.value, "half": one.half} for column, one in means.items() if one is not None}
+    figures = {
+        column: {"mean": one.value, "half": one.half, "runs": one.count}
+        for column, one in means.items()
+        if one is not None
+    }
     point: dict[str, Any] = {"labels": labels, "runs": len(found), "states": [one.row["state"] for one in found]}
     if study.experiment.success:
         point["fails"] = study.failures(labels)

@@ -315,14 +315,14 @@ def _names(experiment: Experiment) -> Iterator[Wrong]:
         if name not in FAULTS:
             yield ("faults", name), f"faults: there is no fault '{name}'; {did_you_mean(name, FAULTS)}"
         elif not 0 < rate <= (most := 10_000 if "minute" in FAULTS[name].unit else 1):
-            limit = f"above 0 and at most {most} ({FAULTS[name].unit})"
-            yield ("faults", name), f"faults.{name} is {rate:g}, but must be {limit}"
+            right = f"above 0 and at most {most} ({FAULTS[name].unit})"
+            yield ("faults", name), f"faults.{name} is {rate:g}, but must be {right}"
     stream = experiment.arrivals
     if stream.count and experiment.jobs and not any(job.weight for job in experiment.jobs.values()):
         yield ("arrivals",), "arrivals has no job to draw: give one of jobs a weight above 0"
     if 0 < stream.per_h < ARRIVALS_LEAST_PER_H:
-        limit = f"0 or at least {ARRIVALS_LEAST_PER_H:g}"
-        yield ("arrivals", "per_h"), f"arrivals.per_h is {stream.per_h:g}, but must be {limit}"
+        least = f"0 or at least {ARRIVALS_LEAST_PER_H:g}"
+        yield ("arrivals", "per_h"), f"arrivals.per_h is {stream.per_h:g}, but must be {least}"
     if stream.per_h and not stream.count:
         yield ("arrivals", "per_h"), "arrivals.per_h is given without arrivals.count: say how many jobs arrive"
 

@@ -108,11 +108,13 @@ def contest_table(study: Study) -> Table | None:
     rows = []
     for one in found[:MAX_ROWS]:
         by_label = dict(one.ranked)
-        best = one.ranked[0][0] if len(one.ranked) > 1 else ""
-        cells = [
-            Cell(_mean_text(by_label.get(label), metric, label == best and one.open), _best(label, best))
-            for label in series.labels
-        ]
+        best = one.ranked[0][0] if len(one.ranked) > 1 and one.ranked[0][0] not in one.partly else ""
+        cells = []
+        for label in series.labels:
+            labels = {**one.setting, series.name: label}
+            mean = by_label.get(label) or study.mean(metric.column, labels)
+            text = _mean_text(mean, metric, study.partial(metric.column, labels), label == best and one.open)
+            cells.append(Cell(text, _best(label, best)))
         rows.append((*(Cell(text) for text in one.setting.values()), *cells))
     head = (*(axis.title for axis in study.others), *series.labels)
     return Table("", head, tuple(rows), any(one.open for one in found))
@@ -122,10 +124,10 @@ def _best(label: str, best: str) -> str:
     return "best" if label == best else ""
 
 
-def _mean_text(one: Mean | None, metric: Metric, unsure: bool = False) -> str:
+def _mean_text(one: Mean | None, metric: Metric, partial: str, unsure: bool = False) -> str:
     if one is None:
         return "-"
-    return f"{'~ ' if unsure else ''}{shown(one.value, metric.kind, one.half)}"
+    return f"{'~ ' if unsure else ''}{shown(one.value, metric.kind, one.half)}{f' ({partial})' if partial else ''}"
 
 
 def matrix(study: Study) -> list[Table]:
@@ -178,7 +180,10 @@ def point_table(study: Study) -> Table:
         found = study.at(labels)
         if found:
             states = sorted({str(result.row["state"]) for result in found})
-            means = [Cell(_mean_text(study.mean(metric.column, labels), metric)) for metric in metrics]
+            means = [
+                Cell(_mean_text(study.mean(one.column, labels), one, study.partial(one.column, labels)))
+                for one in metrics
+            ]
             names = [Cell(labels[axis.name]) for axis in study.axes]
             rows.append((*names, Cell(str(len(found))), Cell(", ".join(states)), *means))
     head = (*(axis.title for axis in study.axes), "runs", "state", *(metric.title for metric in metrics))

@@ -11,7 +11,7 @@ from medley.jobs.experiments.load import Loaded
 from medley.jobs.experiments.runner import Died, Event
 from medley.jobs.experiments.runs import Result, Task
 from medley.jobs.experiments.study import Study, study_of
-from medley.protocol.errors import UserError
+from medley.protocol.errors import Damaged, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,18 @@ def perform(loaded: Loaded, folder: Path, processes: int, tell: Callable[[Event 
         runner.run_all(folder, tasks, processes, hear)
     except KeyboardInterrupt:
         interrupted = True
-    results = [found for task in tasks if (found := runs.load(folder, task)) is not None]
+    results = _results(folder, tasks)
     study = study_of(loaded.experiment, axes_of(loaded), results, len(tasks))
     written = tuple(_write(folder, study, results)) if results else ()
     return Outcome(study, written, tuple(runner.missing(folder, tasks)), tuple(died), interrupted)
+
+
+def _results(folder: Path, tasks: Sequence[Task]) -> list[Result]:
+    """Of the runs that are finished. Raises UserError for a file that somebody changed."""
+    try:
+        return [found for task in tasks if (found := runs.load(folder, task)) is not None]
+    except Damaged as error:
+        raise UserError(str(error)) from error
 
 
 def axes_of(loaded: Loaded) -> dict[str, list[str]]:

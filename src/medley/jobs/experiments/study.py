@@ -91,6 +91,12 @@ class Study:
     def mean(self, column: str, labels: Labels) -> Mean | None:
         return mean(numbers(self.at(labels), column))
 
+    def partial(self, column: str, labels: Labels) -> str:
+        """`2 of 5 runs` where not every finished run has a value: a mean of those is no mean of the point."""
+        found = self.at(labels)
+        known = len(numbers(found, column))
+        return f"{known} of {len(found)} runs" if 0 < known < len(found) else ""
+
     def metrics(self) -> list[Metric]:
         """Those with something to tell: known somewhere, and not the same everywhere."""
         return [metric for metric in METRICS if self._tells(metric)]

@@ -15,12 +15,22 @@ from medley.jobs.experiments.study import Axis, Metric, Study, in_words, numbers
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """One setting of the other axes: every series' mean of the main metric, best first; `open`: within uncertainty."""
+    """One setting of the other axes: every series' mean of the main metric, best first; `open`: within uncertainty.
+
+    Only series of which every run has a value are compared, as long as there are any: who gets there in one run of
+    five, and soon, is not the fastest.
+    """
 
     setting: dict[str, str]
     ranked: tuple[tuple[str, Mean], ...]
     unreached: tuple[str, ...]  # series without a value: it never came so far
+    partly: dict[str, str]  # series that came so far in some of their runs: in how many
     open: bool
+
+    @property
+    def alike(self) -> bool:
+        """Every series came so far in all its runs, and there is nothing between them."""
+        return self.ratio < 1.01 and not self.unreached and not self.partly
 
     @property
     def ratio(self) -> float:
@@ -40,11 +50,14 @@ def _contest(study: Study, metric: Metric, series: Axis, setting: dict[str, str]
     known = [(label, one) for label, one in means.items() if one is not None]
     if not known:
         return None
-    ranked = sorted(known, key=lambda pair: pair[1].value, reverse=metric.more_is_better)
+    told = {label: study.partial(metric.column, {**setting, series.name: label}) for label, _ in known}
+    partly = {label: text for label, text in told.items() if text}
+    whole = [pair for pair in known if pair[0] not in partly] or known
+    ranked = sorted(whole, key=lambda pair: pair[1].value, reverse=metric.more_is_better)
     first, second = ranked[0][1], ranked[1][1] if len(ranked) > 1 else None
     close = second is not None and min(first.count, second.count) > 1 and _overlap(first, second)
     missing = tuple(label for label, one in means.items() if one is None and study.at({**setting, series.name: label}))
-    return Contest(setting, tuple(ranked), missing, close)
+    return Contest(setting, tuple(ranked), missing, partly, close)
 
 
 def _overlap(one: Mean, other: Mean) -> bool:
@@ -58,7 +71,7 @@ def summary(study: Study) -> list[str]:
     found = contests(study, metric)
     if study.series is None:
         return [*lines, *_single(study)]
-    rivals = [one for one in found if len(one.ranked) + len(one.unreached) > 1]
+    rivals = [one for one in found if len(one.ranked) + len(one.unreached) + len(one.partly) > 1]
     if rivals:
         lines += _wins(metric, rivals, study.series)
         lines += _largest(metric, rivals)
@@ -84,7 +97,7 @@ def _wins(metric: Metric, found: Sequence[Contest], series: Axis) -> Iterator[st
     wins = Counter(one.ranked[0][0] for one in found)
     named = ", ".join(f"{label} in {many}" for label, many in wins.most_common())
     what = metric.title[0].lower() + metric.title[1:]
-    if all(one.ratio < 1.01 for one in found):
+    if all(one.alike for one in found):
         yield f"The {what} is the same with all of {', '.join(series.labels)}, within 1 %."
         return
     best = "highest" if metric.more_is_better else "shortest" if metric.kind == "seconds" else "lowest"
@@ -95,11 +108,15 @@ def _wins(metric: Metric, found: Sequence[Contest], series: Axis) -> Iterator[st
         yield f"The {what} is {best} with {named} of {len(found)} settings."
     if unsure := sum(one.open for one in found):
         where = "Here" if len(found) == 1 else f"In {unsure} of them"
-        yield f"{where} the first and the second lie within each other's 95 % interval, so nothing is decided."
+        yield f"{where} the 95 % intervals of the first and the second overlap, so nothing is decided."
     never = Counter(label for one in found for label in one.unreached)
     for label, many in never.items():
         where = "" if len(found) == 1 else f" in {many} of {len(found)} settings"
         yield f"{label} has no {what}{where}: it did not get that far."
+    for one in found:
+        at = f"{in_words(one.setting)}, " if one.setting else ""
+        for label, runs in one.partly.items():
+            yield f"{at}{label} has a {what} in {runs} only, and is not compared with those that have one in all."
 
 
 def _largest(metric: Metric, found: Sequence[Contest]) -> Iterator[str]:
@@ -139,6 +156,8 @@ def _sensitivity(study: Study, metric: Metric) -> Iterator[str]:
 
 
 def _level(study: Study, metric: Metric, labels: dict[str, str]) -> float | None:
+    if study.partial(metric.column, labels):
+        return None
     values = [value for value in numbers(study.at(labels), metric.column) if value > 0]
     return exp(sum(map(log, values)) / len(values)) if values else None
 
@@ -167,6 +186,9 @@ def comparison(study: Study, metric: Metric) -> str:
     widest = max(found, key=lambda one: one.ratio)
     (best, first), (worst, last) = widest.ranked[0], widest.ranked[-1]
     where = f" at {in_words(widest.setting)}" if widest.setting else ""
+    if best == worst and (absent := [*widest.unreached, *widest.partly]):
+        value = shown(first.value, metric.kind, first.half)
+        return f"{best}: {value}{where}; not all runs of {', '.join(absent)} have one."
     if best == worst or widest.ratio < 1.02:
         return f"All lie within 2 % of {shown(first.value, metric.kind)}."
     low, high = shown(first.value, metric.kind, first.half), shown(last.value, metric.kind, last.half)
