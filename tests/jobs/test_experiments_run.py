@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from medley.jobs.experiments import runner, runs, session
+from medley.jobs.experiments import figures, runner, runs, session
 from medley.jobs.experiments.load import Loaded, load_data
+from medley.jobs.experiments.runs import Result
 from medley.jobs.experiments.tally import COLUMNS
 from medley.jobs.experiments.world import simulate
 from medley.protocol.errors import Damaged, UserError
@@ -55,6 +56,20 @@ def test_one_run_is_the_same_world_each_time_and_another_repeat_is_another() -> 
 def test_a_run_that_does_not_end_in_its_time_says_so() -> None:
     row, _ = simulate(tiny(until_s=1, sweep={}, success=[], baseline={}).points[0].experiment, 0, lambda at_s: None)
     assert row["state"] == "unfinished" and row["completion_s"] is None and "when the time was over" in row["reason"]
+
+
+def test_a_deadline_that_is_still_to_come_is_not_missed_and_a_job_to_come_has_not_arrived() -> None:
+    kind = {**DATA["jobs"]["a"], "deadline_s": 600}
+    jobs = {"soon": {**kind, "deadline_s": 1e-3}, "late": {**kind, "at_s": 90}, "to-come": {**kind, "at_s": 500}}
+    experiment = tiny(until_s=100, sweep={}, success=[], baseline={}, jobs=jobs).points[0].experiment
+    row, curves = simulate(experiment, 0, lambda at_s: None)
+    assert (row["jobs"], row["missed_deadlines"]) == (2, 1)
+    assert curves["begun"] == len(curves["queue_s"]) <= 2
+
+
+def test_jobs_that_never_began_count_among_all_jobs_of_the_queue() -> None:
+    results = [Result(runs.tasks_of(tiny())[0], {"jobs": 8}, {"queue_s": [1.0, 3.0], "begun": 4})]
+    assert figures._begun_after(results) == [(1.0, 0.25), (3.0, 0.5)]
 
 
 def test_rented_machines_come_go_and_are_paid_for() -> None:

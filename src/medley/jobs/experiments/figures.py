@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from typing import Any
 
 from medley.jobs.experiments import svg, words
@@ -191,9 +191,8 @@ def queues(study: Study) -> Figure | None:
     series = []
     for colour, label in enumerate(labels):
         found = study.at({study.series.name: label}) if study.series else study.results
-        waits = sorted(wait for result in found for wait in result.curves["queue_s"])
-        if len(waits) > 1:
-            points = [(wait, (number + 1) / len(waits)) for number, wait in enumerate(waits)]
+        points = _begun_after(found)
+        if len(points) > 1:
             series.append(svg.Series(label, colour, points[:: max(1, len(points) // 400)] + points[-1:]))
     if not any(len(result.curves["queue_s"]) > 1 for result in study.results):
         return None
@@ -202,6 +201,14 @@ def queues(study: Study) -> Figure | None:
     half = "; ".join(f"{one.name or 'half the jobs'}: {_median_wait(one)}" for one in series)
     text = f"From a job's arrival to its first computation: the share of jobs that had begun. Median: {half}."
     return Figure("queue", "Queue times", text, (svg.lines(frame, series),), labels if len(labels) > 1 else ())
+
+
+def _begun_after(results: Sequence[Result]) -> list[tuple[float, float]]:
+    """(wait, share of all jobs that arrived which had begun after it)."""
+    jobs = sum(result.row["jobs"] for result in results) or 1
+    waits = [(result.curves["queue_s"], result.curves["begun"]) for result in results]
+    each = sorted((wait, begun / len(several) / jobs) for several, begun in waits for wait in several)
+    return list(zip((wait for wait, _ in each), accumulate(share for _, share in each), strict=True))
 
 
 def _median_wait(one: svg.Series) -> str:

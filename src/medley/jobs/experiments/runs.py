@@ -18,7 +18,7 @@ from medley.jobs.experiments.load import NOT_SWEPT, Data, Loaded, load_data
 from medley.protocol.errors import Damaged
 from medley.protocol.version import __version__
 
-FORMAT = 1  # of the files below `runs`; another number runs everything anew
+FORMAT = 2  # of the files below `runs`; another number runs everything anew
 MAX_FILE_NBYTES = 64 << 20
 
 

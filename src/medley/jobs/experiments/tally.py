@@ -23,11 +23,11 @@ COLUMNS: dict[str, str] = {
     "reason": "of the first job that is not done",
     "jobs": "jobs that arrived",
     "jobs_done": "of these, jobs that were done",
-    "missed_deadlines": "jobs that were not done by their deadline",
+    "missed_deadlines": "jobs whose deadline came and that were not done by then, or ended otherwise before",
     "completion_s": "virtual time until the last job was over; empty while one is not done",
     "turnaround_mean_s": "from a job's arrival to its end, mean of those done",
     "turnaround_p95_s": "the same, 95th percentile",
-    "queue_mean_s": "from a job's arrival to its first computation, mean",
+    "queue_mean_s": "from a job's arrival to its first computation, mean of those that began",
     "queue_p95_s": "the same, 95th percentile",
     "bytes": "payload that left one machine for another, both planes",
     "bytes_tensors": "of these, tensors",
@@ -57,6 +57,7 @@ COLUMNS: dict[str, str] = {
 }
 TIMELINE_NODES = 48
 CURVE_JOBS = 12
+WAITS = 5000  # kept of the queue
 _OVER = ("done", "failed", "cancelled")
 _KINDS = {"compute": "compute", "measure": "compute", "pull": "transfer", "push": "transfer"}
 
@@ -126,7 +127,8 @@ class Curves:
     held: list[Held]
     lanes: list[Lane]
     staleness: dict[int, int]  # how many members had it
-    queue_s: list[float]
+    queue_s: list[float]  # waits, sorted; of very many every k-th ...
+    begun: int  # ... of so many jobs that began
     jobs: list[dict[str, Any]]
     wanted: list[tuple[float, str, str]]  # time, machine, what became of it: spot and autoscaled machines
     decisions: list[tuple[float, str, str]]  # the last few hundred
@@ -290,9 +292,9 @@ class Tally:
         return {
             "state": state,
             "reason": "" if odd is None else odd.reason or f"a job was {odd.state} when the time was over",
-            "jobs": len(self._jobs),
+            "jobs": sum(job.at_ns <= end_ns for job in jobs),
             "jobs_done": len(done),
-            "missed_deadlines": sum(self._missed(job) for job in jobs),
+            "missed_deadlines": sum(self._missed(job, end_ns) for job in jobs),
             "completion_s": end_ns / NS_PER_S if odd is None else None,
             "turnaround_mean_s": _mean(times),
             "turnaround_p95_s": quantile(times, 0.95),
@@ -300,10 +302,10 @@ class Tally:
             "queue_p95_s": quantile(queue, 0.95),
         }
 
-    def _missed(self, job: _Job) -> bool:
-        return job.deadline_ns > 0 and not (
-            job.state == "done" and job.over_ns is not None and job.over_ns <= job.deadline_ns
-        )
+    def _missed(self, job: _Job, end_ns: int) -> bool:
+        if not job.deadline_ns or (job.over_ns is None and job.deadline_ns > end_ns):
+            return False  # one that is still to come is not missed
+        return job.state != "done" or (job.over_ns or 0) > job.deadline_ns
 
     def _queue(self) -> list[float]:
         started = [job for job in self._jobs.values() if job.first_compute_ns is not None]
@@ -356,11 +358,16 @@ class Tally:
             held=[point for one in self._held.values() for point in one.points()],
             lanes=[_lane(node, end_ns) for name, node in self._nodes.items() if name in self._shown],
             staleness=dict(sorted(self._staleness.items())),
-            queue_s=self._queue()[:5000],
+            queue_s=_thinned(sorted(self._queue())),
+            begun=len(self._queue()),
             jobs=[_job_row(name, job) for name, job in list(self._jobs.items())[:5000]],
             wanted=self._wanted.points(),
             decisions=self._decisions.points(),
         )
+
+
+def _thinned(values: list[float]) -> list[float]:
+    return values[:: -(-len(values) // WAITS) or 1]
 
 
 def _job_row(name: str, job: _Job) -> dict[str, Any]:
