@@ -154,6 +154,9 @@ BAD: list[tuple[str, str]] = [
     (SMALL + "engine: reel", "engine is 'reel', but must be"),
     (SMALL + "success: ['completion <= 3']", "no column 'completion'; did you mean"),
     (SMALL + "success: ['bytes <= 2 x baseline']", "needs a baseline"),
+    (SMALL + "success: ['state == dne']", "a run is never 'dne'; did you mean 'done'?"),
+    (SMALL + "success: ['state <= 3']", "state can only be compared with a word, such as"),
+    (SMALL + "success: ['completion_s == soon']", "completion_s can only be compared with a number, such as"),
     (SMALL + "baseline: {network.profile: good}", "baseline is given, but nothing is swept"),
     (SMALL + "sweep: {seed: [1]}\nbaseline: {sed: a}", "baseline 'sed' is not swept; did you mean 'seed'?"),
     (

@@ -16,6 +16,8 @@ from typing import Any
 from medley.protocol.errors import UserError, did_you_mean
 
 _FORM = re.compile(r"\s*(\w+)\s*(<=|>=|==|<|>)\s*(?:([-+]?[\d.]+(?:e[-+]?\d+)?)(\s*x\s*baseline)?|(\w+))\s*", re.I)
+TEXT = ("state", "reason", "digest")  # columns of words; all others are numbers
+STATES = ("done", "failed", "cancelled", "unfinished")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -60,6 +62,11 @@ def parse(text: str, columns: Mapping[str, str]) -> Criterion:
     column, compare, number, relative, word = found.groups()
     if column not in columns:
         raise UserError(f"'{text}': the runs table has no column '{column}'; {did_you_mean(column, columns)}")
+    if (column in TEXT) != bool(word):
+        right = "a word, such as 'state == done'" if column in TEXT else "a number, such as 'completion_s <= 3600'"
+        raise UserError(f"'{text}': {column} can only be compared with {right}")
+    if column == "state" and word not in STATES:
+        raise UserError(f"'{text}': a run is never '{word}'; {did_you_mean(word, STATES)}")
     if word and compare != "==":
         raise UserError(f"'{text}': a word can only be compared with '=='")
     try:
