@@ -165,6 +165,22 @@ def test_an_interruption_keeps_what_is_finished(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").is_file()
 
 
+def test_plots_of_before_are_replaced_and_those_of_others_stay(tmp_path: Path) -> None:
+    session.perform(tiny(repeats=1), tmp_path, 2, lambda event: None)
+    ours, theirs = tmp_path / "plots" / "old.svg", tmp_path / "plots" / "theirs.svg"
+    ours.write_bytes(next(tmp_path.glob("plots/*.svg")).read_bytes())
+    theirs.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
+    session.perform(tiny(repeats=1), tmp_path, 2, lambda event: None)
+    assert theirs.is_file() and not ours.exists()
+
+
+def test_results_that_cannot_be_written_are_one_sentence_and_the_runs_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").mkdir()
+    with pytest.raises(UserError, match="cannot be written to .* 2 runs are kept there"):
+        session.perform(tiny(repeats=1), tmp_path, 2, lambda event: None)
+    assert len(list(tmp_path.glob("runs/*.json"))) == 2 and not list(tmp_path.glob("runs/*.tmp"))
+
+
 def test_a_run_that_dies_costs_itself_alone(tmp_path: Path) -> None:
     loaded = tiny(repeats=1)
     good, bad = runs.tasks_of(loaded)

@@ -85,6 +85,11 @@ def test_the_table_marks_what_was_missed() -> None:
         (["simulate", "--check", "--trace", "x"], "--seeds 1"),
         (["simulate", "--check", "--seeds", "0"], "--seeds"),
         (["simulate", "--serving"], "--check"),
+        (["simulate", "x.yaml", "--serving"], "--serving and --seeds belong to --check"),
+        (["simulate", "x.yaml", "--seeds", "3"], "--serving and --seeds belong to --check"),
+        (["simulate", "--check", "--json", "missing/x"], "its directory does not exist"),
+        (["simulate", "--check", "--json", "."], "is a directory"),
+        (["simulate", "--check", "--seeds", "1", "--trace", "missing/x"], "its directory does not exist"),
     ],
 )
 def test_mistakes_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

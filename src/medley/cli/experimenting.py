@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medley.cli.shown import duration, table
+from medley.cli.written import write_text
 
 if TYPE_CHECKING:
     from medley.jobs.experiments.report import Table
@@ -33,10 +34,7 @@ def simulate(
     from medley.jobs.experiments.runner import missing
     from medley.jobs.experiments.runs import tasks_of
     from medley.jobs.experiments.session import perform
-    from medley.protocol.errors import UserError
 
-    if json_path and json_path != "-" and not Path(json_path).resolve().parent.is_dir():
-        raise UserError(f"--json '{json_path}' cannot be written: its directory does not exist")
     loaded = load_experiment(path, (*sets, *([f"seed={seed}"] if seed is not None else [])))
     folder = out or Path("experiments") / loaded.experiment.name
     runs = len(loaded.points) * loaded.experiment.repeats
@@ -147,7 +145,7 @@ def _write_json(json_path: str | None, outcome: Outcome, folder: Path) -> None:
     if json_path == "-":
         click.echo(body)
     else:
-        Path(json_path).write_text(body + "\n", encoding="utf-8")
+        write_text("--json", Path(json_path), body + "\n")
 
 
 def _plain(outcome: Outcome, folder: Path) -> dict[str, Any]:

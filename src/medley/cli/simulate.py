@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+
+from medley.cli.written import check_writable, write_text
 
 if TYPE_CHECKING:
     from medley.runtimes.simulated.check import Findings, Seed
@@ -70,7 +73,11 @@ def command(
         raise UserError("give an experiment or --check, not both")
     if not checking and (trace is not None or table or first_seed):
         raise UserError("--trace, --table and --first-seed belong to --check; an experiment has --seed and its report")
+    if json_path not in (None, "-"):
+        check_writable("--json", Path(json_path))
     if experiment is not None:
+        if serving or click.get_current_context().get_parameter_source("seeds") is ParameterSource.COMMANDLINE:
+            raise UserError("--serving and --seeds belong to --check; an experiment has --seed and --set repeats=N")
         from medley.cli.experimenting import simulate
 
         click.get_current_context().exit(simulate(experiment, out, seed, sets, jobs, json_path))
@@ -82,6 +89,8 @@ def command(
         raise UserError("--out, --seed and --set belong to an experiment; --check has --seeds and --first-seed")
     if trace is not None and seeds != 1:
         raise UserError("--trace tells the story of one seed: give --seeds 1 and --first-seed as well")
+    if trace is not None:
+        check_writable("--trace", trace)
     click.get_current_context().exit(
         _check(first_seed, seeds, jobs or os.cpu_count() or 1, json_path, trace, table, serving)
     )
@@ -133,7 +142,7 @@ def _write(json_path: str | None, findings: Findings | None) -> None:
     if json_path == "-":
         click.echo("\n".join(lines))
     else:
-        Path(json_path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text("--json", Path(json_path), "\n".join(lines) + "\n")
 
 
 def _violation(seed: Seed) -> dict[str, Any]:

@@ -70,7 +70,10 @@ def html(study: Study, drawn: Sequence[Figure]) -> str:
 def _write_plots(folder: Path, drawn: Sequence[Figure]) -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
-        old.unlink()
+        with old.open("rb") as file:
+            ours = file.read(len(svg.OURS)) == svg.OURS
+        if ours:  # a directory of somebody's plots may be called so, too
+            old.unlink()
     for figure in drawn:
         for number, plot in enumerate(figure.plots):
             name = figure.key if len(figure.plots) == 1 else f"{figure.key}-{number + 1}"

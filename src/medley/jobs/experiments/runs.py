@@ -73,8 +73,11 @@ def save(folder: Path, key: str, row: dict[str, Any], curves: dict[str, Any]) ->
     path = path_of(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps({"row": row, "curves": curves}), encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(json.dumps({"row": row, "curves": curves}), encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # half of one, where the disk is full
 
 
 def load(folder: Path, task: Task) -> Result | None:

@@ -11,7 +11,7 @@ from medley.jobs.experiments.load import Loaded
 from medley.jobs.experiments.runner import Died, Event
 from medley.jobs.experiments.runs import Result, Task
 from medley.jobs.experiments.study import Study, study_of
-from medley.protocol.errors import Damaged, UserError
+from medley.protocol.errors import Damaged, UserError, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def perform(loaded: Loaded, folder: Path, processes: int, tell: Callable[[Event 
         interrupted = True
     results = _results(folder, tasks)
     study = study_of(loaded.experiment, axes_of(loaded), results, len(tasks))
-    written = tuple(_write(folder, study, results)) if results else ()
+    written = _written(folder, study, results) if results else ()
     return Outcome(study, written, tuple(runner.missing(folder, tasks)), tuple(died), interrupted)
 
 
@@ -68,6 +68,12 @@ def axes_of(loaded: Loaded) -> dict[str, list[str]]:
     return axes
 
 
-def _write(folder: Path, study: Study, results: Sequence[Result]) -> list[Path]:
+def _written(folder: Path, study: Study, results: Sequence[Result]) -> tuple[Path, ...]:
+    """Raises UserError where there is no room, or somebody else's file in the way; the runs are kept all the same."""
     names = [axis.name for axis in study.axes]
-    return [*tables.write(folder, results, names), report.write(folder, study)]
+    try:
+        return (*tables.write(folder, results, names), report.write(folder, study))
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        kept = f"{len(results)} runs are kept there, and the same command goes on from them"
+        raise UserError(f"tables and report cannot be written to {folder} ({why}); {kept}") from error

@@ -17,6 +17,7 @@ from medley.jobs.experiments.axes import Scale
 from medley.jobs.experiments.statistics import Mean
 
 COLOURS = 8
+OURS = b'<svg class="plot" '  # every plot begins so
 _SIZE = re.compile(r'viewBox="0 0 (\d+) (\d+)" width="\d+" height="\d+"')
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 32, 44
 STYLE = """
