@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from medley.cli.main import run
 from medley.cli.simulate import command
+from medley.runtimes.simulated import check as simulated_check
 from medley.runtimes.simulated.check import Findings, check, command_of
 from medley.runtimes.simulated.coverage import Coverage
 from medley.runtimes.simulated.seeds import Seed
@@ -24,6 +26,22 @@ def test_processes_share_seeds_and_the_digest_does_not_tell() -> None:
     together = check(500, 4, 2, lambda seed, _: None)
     assert together.digest == alone.digest
     assert together.coverage == alone.coverage
+
+
+def test_a_process_that_is_killed_costs_its_seeds_and_the_check_is_not_green(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = simulated_check._process
+
+    def killed(first: int, step: int, count: int, kind: simulated_check.Kind) -> subprocess.Popen[bytes]:
+        process = start(first, step, count, kind)
+        if first == 501:
+            process.kill()
+        return process
+
+    monkeypatch.setattr(simulated_check, "_process", killed)
+    assert run(["simulate", "--check", "--seeds", "4", "--first-seed", "500", "--jobs", "2"]) == 1
+    assert "not run, as their process ended: 2 seeds, the first of them 501" in capsys.readouterr().out
 
 
 def test_json_ends_with_the_summary() -> None:

@@ -20,6 +20,7 @@ class Told:
         self.first, self.seeds, self.quiet = first, seeds, quiet
         self.live = not quiet and sys.stderr.isatty()
         self.findings: Findings | None = None
+        self.broken_off = False
         self._said_s = 0.0
 
     def hear(self, seed: Seed, findings: Findings) -> None:
@@ -33,6 +34,7 @@ class Told:
             self._progress(findings)
 
     def interrupted(self) -> None:
+        self.broken_off = True
         self._wipe()
         done = self.findings.seeds if self.findings else 0
         click.echo(f"interrupted: {done} of {self.seeds} seeds were run; this is what they found", err=True)
@@ -58,6 +60,8 @@ class Told:
         uncovered = findings.uncovered()
         for fault, operation in uncovered:
             click.echo(f"not met: the fault '{fault}' never met '{operation}'")
+        if lost := [] if self.broken_off else findings.lost:
+            click.echo(f"not run, as their process ended: {len(lost)} seeds, the first of them {lost[0]}")
         rate = findings.seeds / findings.seconds if findings.seconds else 0.0
         click.echo(
             f"{findings.seeds} seeds from {findings.first}: {len(findings.violations)} violations, "

@@ -64,8 +64,8 @@ def command(
 
     With --check: random fleets, jobs and faults, one of each a seed, and for every second seed a split model that is
     served; every invariant is watched, and when the faults end every job and every request must end. The exit status is
-    1 when an invariant broke, or when 1,000 seeds or more missed a pair of fault and operation that they should have
-    met.
+    1 when an invariant broke, when a process ended before its seeds, or when 1,000 seeds or more missed a pair of fault
+    and operation that they should have met.
     """
     from medley.protocol.errors import UserError
 
@@ -114,9 +114,10 @@ def _check(
         told.interrupted()
         _write(json_path, told.findings)
         return 130
+    told.findings = findings
     told.end(table)
     _write(json_path, findings)
-    return WRONG if findings.violations or findings.uncovered() else 0
+    return WRONG if findings.violations or findings.uncovered() or findings.lost else 0
 
 
 def _write(json_path: str | None, findings: Findings | None) -> None:
@@ -129,6 +130,7 @@ def _write(json_path: str | None, findings: Findings | None) -> None:
         json.dumps(
             {
                 "seeds": findings.seeds,
+                "lost": len(findings.lost),
                 "violations": len(findings.violations),
                 "uncovered": len(uncovered),
                 "digest": findings.digest,
