@@ -70,6 +70,8 @@ def test_the_chain_of_causes_leads_from_the_beginning_to_the_event(trace: Path) 
         (["--grep", "("], "is not a regular expression"),
         (["--from", "3", "--to", "2"], "nothing lies between"),
         (["--cause", "99999999"], "has no event 99999999"),
+        (["--from", "nan"], "--from nan is no time"),
+        (["--to", "inf"], "--to inf is no time"),
     ],
 )
 def test_mistakes_are_sentences(trace: Path, words: list[str], sentence: str) -> None:
@@ -86,3 +88,20 @@ def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("medley trace 1 seed 1\nsomething else\n")
     with pytest.raises(UserError, match="line 2 of"):
         list(read_trace(tmp_path / "c"))
+
+
+def test_a_trace_that_was_cut_off_is_shown_as_far_as_it_goes(trace: Path, tmp_path: Path) -> None:
+    whole = trace.read_text(encoding="utf-8")
+    (tmp_path / "cut").write_text(whole[: len(whole) // 2], encoding="utf-8")
+    told: list[str] = []
+    lines = list(read_trace(tmp_path / "cut", told.append))
+    assert lines == list(read_trace(trace))[: len(lines)] and len(lines) > 10
+    assert told == [f"{tmp_path / 'cut'} ends before its digest: the file was cut off, or its run was"]
+    assert not list(read_trace(trace, told.append))[:0] and len(told) == 1
+
+
+def test_a_trace_in_which_an_event_is_its_own_cause_is_followed_no_further(trace: Path, tmp_path: Path) -> None:
+    first, second = trace.read_text(encoding="utf-8").splitlines()[:2]
+    number = next(read_trace(trace)).number
+    (tmp_path / "odd").write_text(f"{first}\n{second.replace('<0 ', f'<{number} ', 1)}\ndigest 0\n", encoding="utf-8")
+    assert len(replay(str(tmp_path / "odd"), "--cause", str(number))) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def command(
     from medley.runtimes.simulated.trace import read_trace
 
     filters = [*_places(node, job, kind), *_times(from_s, to_s), *_pattern(grep)]
-    lines: Iterator[Line] = read_trace(trace)
+    lines: Iterator[Line] = read_trace(trace, lambda sentence: click.echo(sentence, err=True))
     if cause is not None:
         lines = iter(_chain(list(lines), cause, trace))
     shown = 0
@@ -83,6 +84,9 @@ def _concerns(line: Line, name: str) -> bool:
 
 
 def _times(from_s: float | None, to_s: float | None) -> Iterator[Wanted]:
+    for option, value in (("--from", from_s), ("--to", to_s)):
+        if value is not None and not isfinite(value):
+            raise UserError(f"{option} {value:g} is no time: give seconds, such as 12.5")
     if from_s is not None and to_s is not None and from_s > to_s:
         raise UserError(f"--from {from_s:g} is later than --to {to_s:g}: nothing lies between them")
     if from_s is not None:
@@ -112,5 +116,5 @@ def _chain(lines: list[Line], number: int, trace: Path) -> list[Line]:
     line: Line | None = known[number]
     while line is not None:
         found.append(line)
-        line = known.get(line.cause)
+        line = known.get(line.cause) if line.cause < line.number else None  # a cause is always older
     return found[::-1]

@@ -152,8 +152,8 @@ def _here(first: int, seeds: int, kind: Kind) -> Iterator[Seed]:
 
 
 def _elsewhere(first: int, seeds: int, jobs: int, kind: Kind) -> Iterator[Seed]:
-    """Process i takes seeds i, i + jobs, ...: they are alike enough to need no queue. Of one that is killed nothing more
-    is heard: `Findings.lost` has its last seeds.
+    """Process i takes seeds i, i + jobs, ...: they are alike enough to need no queue. Of one that is killed nothing
+    more is heard: `Findings.lost` has its last seeds.
     """
     said: SimpleQueue[bytes | int] = SimpleQueue()
     processes = [_process(first + i, jobs, (seeds - i + jobs - 1) // jobs, kind) for i in range(jobs)]

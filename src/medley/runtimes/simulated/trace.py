@@ -168,16 +168,21 @@ class Line:
     text: str
 
 
-def read_trace(path: Path) -> Iterator[Line]:
-    """The events of a trace file, in order. Raises UserError for a file that is not one."""
+def read_trace(path: Path, cut: Callable[[str], None] = lambda sentence: None) -> Iterator[Line]:
+    """The events of a trace file, in order; `cut` is told of one that ends too early. Raises UserError for a file that
+    is none.
+    """
     try:
         with path.open(encoding="utf-8") as file:
             if not file.readline().startswith(FIRST_LINE):
                 raise UserError(f"{path} is not a trace: its first line should begin with '{FIRST_LINE}'")
+            text = ""
             for number, line in enumerate(file, start=2):
                 text = line.rstrip("\n")
-                if text and not text.startswith("digest "):
+                if text and not text.startswith("digest ") and line.endswith("\n"):
                     yield _parsed(path, number, text)
+            if not text.startswith("digest "):
+                cut(f"{path} ends before its digest: the file was cut off, or its run was")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the trace {path} cannot be read: {error}") from None
 
