@@ -143,6 +143,8 @@ def test_a_fleet_from_a_file(tmp_path: Path) -> None:
 def test_one_machine_from_a_file_has_the_files_name(tmp_path: Path) -> None:
     found = read_fleet(file(tmp_path, "device: t4\n", "rented.yaml"), lambda _: Size(1))
     assert [m.name for m in found.machines] == ["rented"]
+    spaced = read_fleet(file(tmp_path, "device: t4\n", "my laptop.yaml"), lambda _: Size(1))
+    assert [m.name for m in spaced.machines] == ["my-laptop"]
     joined = found.joined(found.groups)
     assert [m.name for m in joined.machines] == ["rented", "rented+2"]
 
@@ -157,6 +159,11 @@ def test_one_machine_from_a_file_has_the_files_name(tmp_path: Path) -> None:
         ("fleet: {a: {}}", "fleet.a has neither device nor tokens_per_s"),
         ("fleet: {}", "has no machine"),
         ("", "is empty, but a fleet is a group of keys"),
+        ("fleet: {'a b/c': {device: t4}}", "fleet has the name 'a b/c', but names are 1 to 63"),
+        ("fleet: {coordinator: {device: t4}}", "has a machine 'coordinator', as the coordinator is called"),
+        ("fleet: {a: {device: t4, count: 2}, a-1: {device: t4}}", "has a machine 'a-1', as one of fleet.a is called"),
+        ("fleet: {a: {device: t4, spot: true, interruptions_per_h: .nan}}", "interruptions_per_h is nan, but must be"),
+        ("fleet: {a: {device: t4, interruptions_per_h: 2}}", "only spot machines are taken away: set spot to true"),
         ("network: wan\nfleet: {a: {device: t4}}", "line 1: network: there is no preset 'wan'"),
     ],
 )
@@ -233,6 +240,9 @@ def test_the_command_tells_in_plain_words_and_in_json(tmp_path: Path, capsys: py
         (["--nodes", "none.yaml"], "none.yaml cannot be read"),
         (["--nodes", "FLEET", "--without", "dsk"], "there is no machine 'dsk'; did you mean 'desk'"),
         (["--nodes", "FLEET", "--add", "none.yaml"], "none.yaml cannot be read"),
+        (["--nodes", "FLEET", "--samples", "600", "--without", "desk"], "without desk: no machine of the fleet trains"),
+        (["--nodes", "FLEET", "--network", "goood"], "there is no preset 'goood'; did you mean 'good'?"),
+        (["--nodes", "FLEET", "--network", "good"], "--network is of measured machines"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from medley.cli.asking import Asking, asks
 from medley.cli.shown import count, duration, nbytes, table
@@ -64,6 +65,7 @@ def command(
     from medley.jobs.sizing import size_job
     from medley.jobs.whatif import Question, answer
 
+    _check_network(network, nodes)
     spec = load_job(job, sets)
     check(spec)
     sized = size_job(spec, samples or 0)
@@ -77,14 +79,20 @@ def command(
     asking.show(_plain(question, fleet, found, assumed), _lines(question, fleet, found, assumed))
 
 
-def _real(asking: Asking, network: str) -> Fleet:
-    """The machines of the coordinator that is meant, or the pool that this machine would be."""
-    from medley.jobs.home import coordinator_dir, is_running
+def _check_network(network: str, nodes: Path | None) -> None:
     from medley.protocol.conditions import PRESETS
     from medley.protocol.errors import UserError, did_you_mean
 
     if network not in PRESETS:
         raise UserError(f"--network: there is no preset '{network}'; {did_you_mean(network, PRESETS)}")
+    if nodes and click.get_current_context().get_parameter_source("network") is ParameterSource.COMMANDLINE:
+        raise UserError("--network is of measured machines: described ones have theirs in the file of --nodes")
+
+
+def _real(asking: Asking, network: str) -> Fleet:
+    """The machines of the coordinator that is meant, or the pool that this machine would be."""
+    from medley.jobs.home import coordinator_dir, is_running
+
     if asking.coordinator or is_running(coordinator_dir()):
         return _of_coordinator(asking, network)
     import psutil

@@ -12,11 +12,13 @@ A file with `device` at its top describes one machine, which has the file's name
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medley.jobs.check import NAME
 from medley.jobs.experiments.reading import Origin, read
 from medley.jobs.text import Lines, parse, read_text
 from medley.jobs.words import value_in_words
@@ -25,8 +27,15 @@ from medley.policies.devices import GIB, Device, described
 from medley.protocol.conditions import PRESETS, Conditions
 from medley.protocol.errors import UserError, did_you_mean
 from medley.runtimes.simulated.setup import Machine
+from medley.runtimes.simulated.watch import COORDINATOR
 
 MAX_MACHINES = 10_000
+_RANGES = (
+    ("count", 0, MAX_MACHINES),
+    ("slowness", 1e-3, 1e4),
+    ("tokens_per_s", 0, 1e12),
+    ("interruptions_per_h", 0, 3600),
+)
 CORE_GFLOPS = 15.0  # sustained, of a core nobody has measured
 TRAINING_SHARE = 0.7  # of a large product's speed, in training: bench/whatif.py sees 0.7 to 0.8
 
@@ -116,11 +125,12 @@ def read_fleet(path: Path, size: Callable[[Device], Size]) -> Fleet:
             f"{path.name} {found}, but a fleet is a group of keys such as 'fleet: {{desk: {{device: t4}}}}'"
         )
     if "device" in data or "tokens_per_s" in data:
-        data, lines = {"fleet": {path.stem: data}}, Lines()
+        data, lines = {"fleet": {_as_name(path.stem): data}}, Lines()
     origin = Origin(path.name, lines)
     file: FleetFile = read(data, FleetFile, (), origin)
     _preset(file.network, ("network",), origin)
     groups = tuple(_group(name, entry, file.network, size, origin) for name, entry in file.fleet.items())
+    _refuse_shared_names(groups, origin)
     if not any(group.machines for group in groups):
         raise UserError(f"{path.name} has no machine: write at least 'fleet: {{desk: {{device: laptop-i7-11800h}}}}'")
     if sum(len(group.machines) for group in groups) > MAX_MACHINES:
@@ -130,10 +140,15 @@ def read_fleet(path: Path, size: Callable[[Device], Size]) -> Fleet:
 
 def _group(name: str, entry: Entry, network: str, size: Callable[[Device], Size], origin: Origin) -> Group:
     where = ("fleet", name)
-    for key, low, high in (("count", 0, MAX_MACHINES), ("slowness", 1e-3, 1e4), ("tokens_per_s", 0, 1e12)):
+    if not NAME.fullmatch(name):
+        rule = "names are 1 to 63 letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+        origin.refuse(where, f"fleet has the name '{name[:70]}', but {rule}")
+    for key, low, high in _RANGES:
         value = getattr(entry, key)
         if not low <= value <= high:
             origin.refuse((*where, key), f"fleet.{name}.{key} is {value:g}, but must be from {low:g} to {high:g}")
+    if entry.interruptions_per_h and not entry.spot:
+        origin.refuse(where, f"fleet.{name}: only spot machines are taken away: set spot to true")
     try:
         device = described(entry.device or {"gflops": 100.0}, f"fleet.{name}.device")
     except UserError as error:
@@ -151,6 +166,21 @@ def _group(name: str, entry: Entry, network: str, size: Callable[[Device], Size]
     digits = len(str(entry.count))
     names = [name] if entry.count == 1 else [f"{name}-{n:0{digits}d}" for n in range(1, entry.count + 1)]
     return Group(name, tuple(replace(model, name=one) for one in names))
+
+
+def _refuse_shared_names(groups: Iterable[Group], origin: Origin) -> None:
+    seen = {COORDINATOR: "the coordinator"}
+    for group in groups:
+        for machine in group.machines:
+            if machine.name in seen:
+                found = f"fleet.{group.name} has a machine '{machine.name}', as {seen[machine.name]} is called"
+                origin.refuse(("fleet", group.name), f"{found}: choose another name")
+            seen[machine.name] = f"one of fleet.{group.name}"
+
+
+def _as_name(stem: str) -> str:
+    """What a machine is called whose file is called so."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:63] or "machine"
 
 
 def _preset(name: str, path: tuple[str, ...], origin: Origin) -> Conditions:

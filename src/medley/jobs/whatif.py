@@ -336,8 +336,11 @@ class _Asker:
         """Over fewer rounds, and so against as many of the fleet as it is."""
         if self._short is self.base:
             self._short = estimate(self._question, self._fleet, SHORT_ROUNDS)
-        fit, _ = fitting(self._question, fleet)
-        made = estimate(self._question, fit, SHORT_ROUNDS)
+        try:
+            fit, _ = fitting(self._question, fleet)
+            made = estimate(self._question, fit, SHORT_ROUNDS)
+        except UserError as error:
+            raise UserError(f"{kind} {what}: {error}") from error
         return Change(what, kind, made, 1.0 - made.whole_s / self._short.whole_s)
 
     def limits(self) -> list[Change]:
