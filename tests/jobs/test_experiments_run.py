@@ -174,6 +174,16 @@ def test_plots_of_before_are_replaced_and_those_of_others_stay(tmp_path: Path) -
     assert theirs.is_file() and not ours.exists()
 
 
+def test_an_axis_that_is_called_like_a_column_has_one_of_its_own(tmp_path: Path) -> None:
+    sweep = {"state": {"fast": {"heartbeat_ms": 5000}, "slow": {"heartbeat_ms": 6000}}, "jobs": [DATA["jobs"]]}
+    session.perform(tiny(repeats=1, sweep=sweep, success=[], baseline={}), tmp_path, 2, lambda event: None)
+    table = pyarrow.parquet.read_table(tmp_path / "runs.parquet").to_pylist()
+    assert [(row["sweep.state"], row["state"], row["jobs"]) for row in table] == [
+        ("fast", "done", 1),
+        ("slow", "done", 1),
+    ]
+
+
 def test_results_that_cannot_be_written_are_one_sentence_and_the_runs_are_kept(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").mkdir()
     with pytest.raises(UserError, match="cannot be written to .* 2 runs are kept there"):

@@ -21,6 +21,7 @@ from medley.jobs.experiments.runs import Result
 from medley.jobs.experiments.tally import COLUMNS
 
 PARQUET_ONLY = ("lanes",)  # as text it would be a hundred times the rest
+_PLACE = ("run", "point", "repeat")
 _TEXT = {"state", "reason", "digest", "job", "node", "device", "run"}
 _WHOLE = {
     *("point", "repeat", "jobs", "jobs_done", "missed_deadlines", "bytes", "bytes_tensors", "bytes_control"),
@@ -33,16 +34,23 @@ def row_of(result: Result, axes: Sequence[str]) -> dict[str, Any]:
     """One line of the runs table."""
     task = result.task
     place = {"run": task.key, "point": task.point, "repeat": task.repeat}
-    return place | {axis: task.labels[axis] for axis in axes} | {key: result.row.get(key) for key in COLUMNS}
+    labels = {_column(axis): task.labels[axis] for axis in axes}
+    return place | labels | {key: result.row.get(key) for key in COLUMNS}
+
+
+def _column(axis: str) -> str:
+    """Of an axis of the sweep, whose name may be that of something else."""
+    return f"sweep.{axis}" if axis in COLUMNS or axis in _PLACE else axis
 
 
 def write(folder: Path, results: Sequence[Result], axes: Sequence[str]) -> list[Path]:
     """Every table in both formats, in `folder`."""
+    names = [_column(axis) for axis in axes]
     tables = {"runs": [row_of(result, axes) for result in results]}
     for name, rows in (("commits", _commits), ("held", _held), ("jobs", _jobs), ("lanes", _lanes)):
         tables[name] = [row for result in results for row in rows(result)]
     tables["staleness"] = [row for result in results for row in _staleness(result)]
-    return [path for name, rows in tables.items() if rows for path in _write(folder / name, rows, axes)]
+    return [path for name, rows in tables.items() if rows for path in _write(folder / name, rows, names)]
 
 
 def _write(stem: Path, rows: list[dict[str, Any]], axes: Sequence[str]) -> list[Path]:
