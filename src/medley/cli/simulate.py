@@ -130,7 +130,7 @@ def _write(json_path: str | None, findings: Findings | None) -> None:
         json.dumps(
             {
                 "seeds": findings.seeds,
-                "lost": len(findings.lost),
+                "missing": len(findings.lost),
                 "violations": len(findings.violations),
                 "uncovered": len(uncovered),
                 "digest": findings.digest,
