@@ -172,3 +172,11 @@ def test_followed_to_its_end_a_deadline_that_can_be_met_is_met(
         left, now = left - plan.tokens_per_s * step, now + step
         left = 0.0 if left < tokens * 1e-9 else left
     assert now <= deadline * (1 + 1e-6)
+
+
+def test_a_deadline_that_can_be_met_is_not_blamed_for_a_queue_that_is_too_long() -> None:
+    soon, much = Demand("soon", 1000, deadline_s=1000), Demand("much", 1e9)
+    decided = scale(0, [soon, much], [SLOW], {}, PLENTY)
+    assert decided.reason.startswith("a queue of 1e+09 tokens is more than the limits allow")
+    late = scale(0, [Demand("late", 1e9, deadline_s=10), much], [SLOW], {}, PLENTY)
+    assert late.reason.startswith("late's deadline cannot be met")

@@ -1,10 +1,11 @@
 """How many machines of which kind to rent: queue, deadlines, prices and interruptions in, wanted nodes out.
 
 The rate that is needed is the largest of what each deadline asks for (earliest deadline first: the work due by then
-over the time until then, with headroom), and of what drains the queue in `drain_s`. Of all fleets within the limits
-that reach it, the cheapest; where none does, the fastest. Spot machines count for what is left of them after their
-interruptions. Growing is quick, shrinking slow: only after `settle_s` in which less was enough, and never for a saving
-below `band`, so that a queue that comes and goes does not make machines come and go. Limits hold at once and always.
+over the time until then, with headroom), and of what would drain what is left of the queue in `drain_s` from now on
+(so the rate falls with the queue, and its last part takes longer). Of all fleets within the limits that reach it, the
+cheapest; where none does, the fastest. Spot machines count for what is left of them after their interruptions.
+Growing is quick, shrinking slow: only after `settle_s` in which less was enough, and never for a saving below `band`,
+so that a queue that comes and goes does not make machines come and go. Limits hold at once and always.
 
 Pure: what must be remembered between two calls is `Memory`, given back with each plan. Rates are tokens a second, work
 is tokens, times are seconds of one clock.
@@ -64,7 +65,7 @@ class Limits:
 class Habits:
     """How eager and how calm."""
 
-    drain_s: float = 3600.0  # the queue without deadlines should be empty by then
+    drain_s: float = 3600.0  # the rate is at least what empties the rest of the queue in this time
     headroom: float = 0.15  # more than a deadline needs, for what goes wrong
     settle_s: float = 300.0  # less must have been enough for so long before machines go
     cooldown_s: float = 60.0  # between two changes that no deadline asks for
@@ -161,8 +162,9 @@ def _ideal(
         why = f"{whose}'s deadline" if rate >= total / habits.drain_s else f"a queue of {total:.3g} tokens"
         return fleet, f"{why} needs {wanted_rate:.3g} tokens/s: {_words(fleet)}", rate > 0
     fleet = fastest(offers, limits)
+    late = whose and cheapest(rate, offers, limits) is None
     why = (
-        f"{whose}'s deadline cannot be met" if whose else f"a queue of {total:.3g} tokens is more than the limits allow"
+        f"{whose}'s deadline cannot be met" if late else f"a queue of {total:.3g} tokens is more than the limits allow"
     )
     return fleet, f"{why}: the fastest that the limits allow, {_words(fleet)}", bool(whose)
 

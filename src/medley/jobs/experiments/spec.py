@@ -128,7 +128,7 @@ class Autoscaling:
     min_nodes: int = 0  # kept although nothing waits
     usd_per_h: float = 0.0  # at most; 0: no limit
     every_s: float = 30.0  # between two decisions
-    drain_s: float = 3600.0  # a queue without deadlines should be empty by then
+    drain_s: float = 3600.0  # the rate is at least what empties the rest of the queue in this time
     headroom: float = 0.15  # more than a deadline needs
     settle_s: float = 300.0  # less must have been enough for so long before machines go
     cooldown_s: float = 60.0  # between two changes that no deadline asks for
