@@ -254,6 +254,19 @@ def test_a_higher_priority_takes_the_machines_of_a_lower_one_and_says_so() -> No
     assert decide("priority", same).nodes == {"low": ("n0", "n1", "n2")}
 
 
+def test_a_matching_that_cannot_be_is_not_said_to_be_one() -> None:
+    """The job that begins wants the fast machine, and would then have none that can hold its parameters."""
+    nodes = [
+        NodeFacts("had", 16 * GIB, job="runs"),
+        NodeFacts("fast", 16 * GIB, shard=False, work_per_s=9.0),
+        NodeFacts("slow", 16 * GIB, work_per_s=1.0),
+    ]
+    jobs = [JobFacts("runs", 1, NOW, True), JobFacts("waits", 2, NOW - AGEING_NS, workers_max=1)]
+    found = scheduler("gale_shapley")(PoolView(jobs, nodes), NOW)
+    assert found.plan.nodes == {"runs": ("fast", "had"), "waits": ("slow",)}
+    assert found.reason.startswith("by shares alone") and found.plan.jobs_why["waits"].endswith("by its share")
+
+
 def test_a_job_that_made_nothing_of_its_machines_keeps_the_next_ones_longer() -> None:
     had = JobFacts("had", 1, NOW - 2 * HOLD_NS, True)
     view = PoolView([had, JobFacts("waits", 2, NOW - 5 * AGEING_NS)], machines(1, job="had"))

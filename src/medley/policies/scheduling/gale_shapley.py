@@ -22,11 +22,13 @@ from medley.protocol.ids import JobId
 
 def decide(view: PoolView, now_ns: int) -> Decision[Allotment]:
     draft, line = share(view, now_ns)
-    exchange(draft, line, match)
-    why = "by stable matching of what jobs and machines prefer"
-    return Decision(
-        draft.allotment(line, why), "a stable matching: no job and machine would both rather have each other"
-    )
+    if exchange(draft, line, match):
+        why = "by stable matching of what jobs and machines prefer"
+        reason = "a stable matching: no job and machine would both rather have each other"
+    else:
+        why = "by its share"
+        reason = "by shares alone: after a stable matching a job would have no machine that can hold parameters"
+    return Decision(draft.allotment(line, why), reason)
 
 
 def match(wanted: Sequence[tuple[JobFacts, int]], nodes: Sequence[NodeFacts]) -> dict[JobId, list[NodeFacts]]:
