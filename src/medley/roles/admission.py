@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from medley.protocol.effects import Effect, Run
 from medley.protocol.engine import SetPeers
 from medley.protocol.ids import JobId
 from medley.protocol.messages import Address
 from medley.roles.roster import KeyLists
 
 SHORT = 256
+
+
+def newest_list_only(effects: list[Effect]) -> list[Effect]:
+    """Of the lists that several runs say in one step, the last: those before it still name, for the others' sake, whom
+    these were about to drop.
+    """
+    lists = [n for n, effect in enumerate(effects) if isinstance(effect, Run) and isinstance(effect.command, SetPeers)]
+    return [effect for n, effect in enumerate(effects) if n not in lists[:-1]] if lists[1:] else effects
 
 
 @dataclass(slots=True)

@@ -61,7 +61,7 @@ from medley.protocol.records import (
 )
 from medley.protocol.stages.words import STAGE
 from medley.roles import recovery
-from medley.roles.admission import Admission
+from medley.roles.admission import Admission, newest_list_only
 from medley.roles.allotment import Asking, PoolOptions
 from medley.roles.context import NodeView, Shared, stream
 from medley.roles.presence import Presence
@@ -161,8 +161,7 @@ class Coordinator:
                 out = []
             case _:
                 assert_never(event)
-        out += self._advance(now_ns)
-        return out
+        return newest_list_only(out + self._advance(now_ns))
 
     def _touch(self, job: JobId) -> TrainingRun | None:
         """The run of this job, which acts on this event before it is over."""
