@@ -95,6 +95,13 @@ def present(view: PoolView) -> dict[str, set[str]]:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(view=pools())
+@example(
+    view=PoolView(
+        [JobFacts("j0", 0, NOW, begun=True, queue="b", workers_min=2, preemptible=False)],
+        [NodeFacts(f"n{i}", 2 * GIB, shard=False, job="j0") for i in range(2)],
+        {"b": 2},
+    )
+)
 def test_what_every_scheduler_promises(name: str, view: PoolView) -> None:
     found = decide(name, view)
     jobs = {job.job: job for job in view.jobs}

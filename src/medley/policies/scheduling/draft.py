@@ -180,6 +180,7 @@ class Draft:
     def allotment(self, order: Iterable[JobFacts], why: str) -> Allotment:
         """`order` is the line of jobs, first come first; `why` ends the sentences of those that have machines."""
         line = list(order)
+        self._restore(line)
         nodes = {job.job: tuple(sorted(self.given[job.job])) for job in line if self.has(job)}
         for job in line:
             if job.begun:
@@ -188,6 +189,14 @@ class Draft:
             nodes[line[0].job] = ()
         sentences = {job.job: self.jobs_why.get(job.job) or self._job_sentence(job, nodes, why) for job in line}
         return Allotment(nodes, sentences, self._node_sentences(nodes, line))
+
+    def _restore(self, line: list[JobFacts]) -> None:
+        """Where room was kept for a machine that can hold parameters and none came, a job keeps what it needs."""
+        for job in line:
+            if 0 < self.has(job) < least(self.view, job) and self.lacking(job):
+                mine = [node for node in self.free.all() if node.job == job.job and fits(job, node)]
+                mine.sort(key=lambda node: node.node)
+                self.hand_out(job, mine[: min(self.room(job), least(self.view, job) - self.has(job))])
 
     def _job_sentence(self, job: JobFacts, nodes: dict[JobId, tuple[NodeId, ...]], why: str) -> str:
         count, total = len(nodes.get(job.job, ())), len(self.view.nodes)
