@@ -102,6 +102,17 @@ def present(view: PoolView) -> dict[str, set[str]]:
         {"b": 2},
     )
 )
+@example(
+    view=PoolView(
+        [JobFacts("waits", 0, NOW, memory_bytes=4 * GIB), JobFacts("runs", 0, NOW - HOLD_NS, True, queue="b")],
+        [
+            NodeFacts("large", 4 * GIB, job="runs", work_per_s=1e6),
+            NodeFacts("small", 2 * GIB),
+            NodeFacts("quick", 2 * GIB, work_per_s=5e6),
+        ],
+        {"b": 2},
+    )
+)
 def test_what_every_scheduler_promises(name: str, view: PoolView) -> None:
     found = decide(name, view)
     jobs = {job.job: job for job in view.jobs}

@@ -30,6 +30,7 @@ def decide(view: PoolView, now_ns: int) -> Decision[Allotment]:
     score = scoring(view.nodes)
     exchange(draft, line, lambda wanted, nodes: best(wanted, nodes, score))
     _upgrade(draft, line, speeds(view.nodes), now_ns)
+    draft.backfill(line)  # what was replaced may be just what another job waits for
     why = "by what the machines have been seen to do"
     return Decision(draft.allotment(line, why), "fast machines to the first in the line, machines alike together")
 
