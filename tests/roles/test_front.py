@@ -162,6 +162,38 @@ def test_a_stage_that_hangs_is_probed_suspected_and_started_again() -> None:
     assert said(world, "n1 is gone (it does not answer)")
 
 
+def hung_often(given: ServingSetup, times: int) -> ServingWorld:
+    """Machines at work hang so many times, one after the other, and come back within seconds."""
+    world = begun(given, 10)
+    layouts = world.front.role.layouts
+    for n in range(times):
+        hops = layouts.pipelines[0].hops
+        world.pause_engine(hops[n % len(hops)].node, 1000 * S)
+        world.run(world.kernel.now + 15 * S)
+        assert layouts.pipelines[0].state == "serving", n
+    assert sum(view.suspicions for view in layouts.machines.known.values()) > times // 2
+    return world
+
+
+ONE_AFTER_ANOTHER = [Client(i * S, asked(i, limit=60)) for i in range(1, 400)]
+
+
+def test_machines_that_hang_again_and_again_are_still_better_than_none() -> None:
+    world = hung_often(setup(*ONE_AFTER_ANOTHER, hosts=4, survive=1), 24)
+    layouts = world.front.role.layouts
+    assert len(layouts.machines.usable(world.kernel.now)) < 2
+    hops = {(hop.first, hop.end) for hop in layouts.pipelines[0].hops}
+    assert {(part.first, part.end) for _, part in layouts.reserved} == hops
+    world.run(world.kernel.now + 200 * S, world.answered)
+    right(world)
+
+
+def test_without_reserves_a_doubtful_machine_loads_its_layers_again() -> None:
+    world = hung_often(setup(*ONE_AFTER_ANOTHER), 18)
+    world.run(world.kernel.now + 200 * S, world.answered)
+    right(world)
+
+
 def test_a_machine_that_is_drained_moves_its_kv_away() -> None:
     world = begun(setup(Client(0, asked(1, limit=700)), pins="", positions=2048), 100)
     busy = world.front.role.pipelines[0].hops[0].node

@@ -6,7 +6,7 @@ has them, the planner is asked anew (`planner`), which is not decided here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from medley.policies.decision import Decision
@@ -79,10 +79,13 @@ def merged(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(out)
 
 
-def reserves(hops: Sequence[Part], room: Mapping[str, int], layer_nbytes: int) -> Decision[dict[Part, str]]:
+def reserves(
+    hops: Sequence[Part], room: Mapping[str, int], layer_nbytes: int, trusted: Collection[str]
+) -> Decision[dict[Part, str]]:
     """For each hop another machine that has room for its layers too; `room`: bytes free beside what is planned.
 
-    The largest hop chooses first, the machine with the most room is taken; a hop that finds none goes without.
+    The largest hop chooses first, the machine with the most room is taken, of those that are trusted if any of them has
+    enough; a hop that finds none goes without.
     """
     left = dict(room)
     out: dict[Part, str] = {}
@@ -93,7 +96,7 @@ def reserves(hops: Sequence[Part], room: Mapping[str, int], layer_nbytes: int) -
         if not fits:
             without.append(f"layers {hop.first} to {hop.end - 1} have no reserve: no other machine has room for them")
             continue
-        chosen = max(fits, key=lambda name: (left[name], name))
+        chosen = max(fits, key=lambda name: (name in trusted, left[name], name))
         left[chosen] -= need
         out[hop] = chosen
     kept = [

@@ -6,9 +6,10 @@ on the way ends that attempt, and the next tick begins another with whoever is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from medley.policies.decision import Decision
 from medley.policies.pipeline.describe import Layout, StagePlan
 from medley.policies.pipeline.drift import moved
 from medley.policies.pipeline.repair import Part, merged, repair, reserves
@@ -29,7 +30,7 @@ from medley.protocol.stages.words import (
 )
 from medley.roles.front.change import Change
 from medley.roles.front.distances import Distances
-from medley.roles.front.machines import Machines, MachineView
+from medley.roles.front.machines import Machines, MachineView, holding
 from medley.roles.front.numbers import Numbers
 from medley.roles.front.pace import as_seen, slowest_s, watch
 from medley.roles.front.pipeline import Pipeline
@@ -109,13 +110,18 @@ class Layouts:
     def _repair(self, pipeline: Pipeline, node: NodeId, reason: str, now_ns: int) -> list[FrontEffect]:
         """At once, where others hold its layers; else by `_rebuild`, with the next tick."""
         stops = self._abandon(pipeline.name, f"{node} is gone") if pipeline.name in self.changes else []
-        others = self._busy(pipeline)
-        decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
+        decision = self._repaired(pipeline, now_ns)
         if decision.plan is None:
             text = f"{node} is gone ({reason}); {decision.reason}, so they must be loaded"
             return [*stops, Explain(pipeline.name, text)]
         why = f"{node} is gone ({reason}): {decision.reason}"
         return [*stops, *self._install(pipeline, decision.plan, why, pipeline.down_ns, now_ns)]
+
+    def _repaired(self, pipeline: Pipeline, now_ns: int) -> Decision[Parts | None]:
+        """By machines that are trusted; else by any that are there."""
+        others, hops = self._busy(pipeline), parts_of(pipeline.hops)
+        decision = repair(hops, holding(self.machines.usable(now_ns), others))
+        return decision if decision.plan is not None else repair(hops, holding(self.machines.there(), others))
 
     def needed(self, node: NodeId) -> set[int]:
         """Requests that this machine may hold KV of: those of pipelines that it works for, or will."""
@@ -245,19 +251,25 @@ class Layouts:
 
     def _rebuild(self, pipeline: Pipeline, now_ns: int) -> list[FrontEffect]:
         """Layers that nobody holds: on a machine that has room, else by a plan of its own."""
-        others = self._busy(pipeline)
-        living = [view for view in self.machines.usable(now_ns) if view.node not in others]
-        decision = repair(parts_of(pipeline.hops), self.machines.holding(now_ns, others))
+        decision = self._repaired(pipeline, now_ns)
         if decision.plan is not None:
             return self._install(pipeline, decision.plan, decision.reason, pipeline.down_ns, now_ns)
-        parts = back_again(pipeline.hops, living)
-        if parts is None and not self.options.pins and self._may_plan(living, now_ns):
-            layouts = planned(self._informed, living).plan if living else []
-            parts = layouts[0] if layouts else None
+        parts = self._anew(pipeline, now_ns)
         if parts is None:
             return self._say(pipeline.name, f"it waits for machines: {decision.reason}")
         stops = self._stop_reserves(pipeline, parts)
         return [*stops, *self._begin(pipeline, parts, "layers were lost with their machine", False, now_ns)]
+
+    def _anew(self, pipeline: Pipeline, now_ns: int) -> Parts | None:
+        """A layout whose layers are loaded again: of machines that are trusted, else of any that are there."""
+        others, plans = self._busy(pipeline), not self.options.pins and self._may_plan(self.machines.there(), now_ns)
+        for views in (self.machines.usable(now_ns), self.machines.there()):
+            living = [view for view in views if view.node not in others]
+            if (parts := back_again(pipeline.hops, living)) is not None:
+                return parts
+            if plans and living and (layouts := planned(self._informed, living).plan):
+                return layouts[0]
+        return None
 
     def _may_plan(self, living: Sequence[MachineView], now_ns: int) -> bool:
         """Not with every tick: a plan of many machines takes as long as one."""
@@ -398,15 +410,13 @@ class Layouts:
 
     def _reserve(self, pipeline: Pipeline, hops: Sequence[Part], now_ns: int) -> list[FrontEffect]:
         missing = [hop for hop in hops if (pipeline.name, hop) not in self.reserved]
-        options = self.options
-        if options.pins:
-            room = {view.node: 1 << 62 for view in self.machines.usable(now_ns)}
+        wanted, shape = self.options.wanted, self.options.shape
+        if self.options.pins:
+            room: Mapping[NodeId, int] = {view.node: 1 << 62 for view in self.machines.there()}
         else:
-            room = dict(
-                self.machines.room(options.shape, options.wanted.kv_tokens, options.wanted.process_nbytes, now_ns)
-            )
-        each = options.shape.layer_nbytes + options.wanted.kv_tokens * options.shape.kv_nbytes
-        decision = reserves(missing, room, each)
+            room = self.machines.room(shape, wanted.kv_tokens, wanted.process_nbytes)
+        trusted = {view.node for view in self.machines.usable(now_ns)}
+        decision = reserves(missing, room, shape.layer_nbytes + wanted.kv_tokens * shape.kv_nbytes, trusted)
         out = self._say(pipeline.name, decision.reason)
         for part, node in decision.plan.items():
             self.reserved[pipeline.name, part] = node

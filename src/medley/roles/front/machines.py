@@ -42,7 +42,12 @@ class MachineView:
     draining: bool = False
 
     def usable(self, now_ns: int) -> bool:
-        return self.up and now_ns >= self.distrusted_ns and not self.draining
+        return self.there and now_ns >= self.distrusted_ns
+
+    @property
+    def there(self) -> bool:
+        """It answered last, and may work. One that was suspected is gone until it answers again."""
+        return self.up and not self.draining
 
     def was_slow(self, now_ns: int) -> bool:
         """When it served last, a while ago: that may be over."""
@@ -55,6 +60,12 @@ class MachineView:
         assert self.measured is not None
         layer, head = (Times(*seen) for seen in (self.measured.layer_s, self.measured.head_s))
         return Machine(self.node, int(self.measured.memory_nbytes * (1 - KEPT_FREE)), layer, head)
+
+
+def holding(views: Iterable[MachineView], taken: Iterable[NodeId]) -> list[Held]:
+    """For a repair: who has what; `taken` are at work in other pipelines."""
+    busy = set(taken)
+    return [Held(m.node, frozenset(m.loaded), m.node in busy) for m in views]
 
 
 class Machines:
@@ -90,15 +101,14 @@ class Machines:
     def usable(self, now_ns: int) -> list[MachineView]:
         return [self.known[node] for node in sorted(self.known) if self.known[node].usable(now_ns)]
 
-    def holding(self, now_ns: int, taken: Iterable[NodeId]) -> list[Held]:
-        """For a repair: who has what; `taken` are at work in other pipelines."""
-        busy = set(taken)
-        return [Held(m.node, frozenset(m.loaded), m.node in busy) for m in self.usable(now_ns)]
+    def there(self) -> list[MachineView]:
+        """Trusted or not: where those that are trusted cannot do it, a doubtful machine is better than none."""
+        return [self.known[node] for node in sorted(self.known) if self.known[node].there]
 
-    def room(self, model: ModelShape, kv_tokens: int, process_nbytes: int, now_ns: int) -> Mapping[NodeId, int]:
+    def room(self, model: ModelShape, kv_tokens: int, process_nbytes: int) -> Mapping[NodeId, int]:
         """Bytes that each has free beside itself, what it holds, and the KV of that."""
         out = {}
-        for view in self.usable(now_ns):
+        for view in self.there():
             if view.measured is None:
                 continue
             ends = model.ends_nbytes(0 in view.loaded, model.layers - 1 in view.loaded)
