@@ -8,7 +8,7 @@ term ends the older one at its next word.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medley.protocol import effects as fx
@@ -49,17 +49,17 @@ class Vault:
         self.admitted = frozenset()
 
 
-@dataclass(slots=True, eq=False)
 class CoordinatorHost:
     """One life of the coordinator's process."""
 
-    world: World
-    term: int
-    role: Coordinator
-    alive: bool = True
-    streams: dict[NodeId, Stream] = field(default_factory=dict)
-    vault: Vault = field(default_factory=Vault)
-    paused_ns: int = 0
+    def __init__(self, world: World, term: int, role: Coordinator) -> None:
+        self.world = world
+        self.term = term
+        self.role = role
+        self.alive = True
+        self.streams: dict[NodeId, Stream] = {}
+        self.vault = Vault()
+        self.paused_ns = 0
 
     def start(self) -> None:
         world = self.world

@@ -28,17 +28,15 @@ if TYPE_CHECKING:
 Say = Callable[[e.Report], None]
 
 
-@dataclass(slots=True, eq=False)
 class Engine:
     """What both kinds have: a process on a machine, with a socket."""
 
-    world: World
-    node: Node
-    job: Job
-    address: Address
-    say: Say
-    durations: Durations
-    alive: bool = True
+    def __init__(self, world: World, node: Node, job: Job, address: Address, say: Say, durations: Durations) -> None:
+        self.world, self.node, self.job = world, node, job
+        self.address = address
+        self.say = say
+        self.durations = durations
+        self.alive = True
 
     def later(self, delay_ns: int, report: e.Report) -> None:
         """Say this then, if the process still lives."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medley.protocol import effects as fx
@@ -59,24 +59,20 @@ class Hosted:
     engine: WorkerEngine | ShardEngine | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Node:
-    world: World
-    machine: Machine
-    boot: int = 0
-    alive: bool = False
-    gone: bool = False  # for good: whoever meant to start it later does not
-    roles: dict[Key, Hosted] = field(default_factory=dict)
-    stream: Stream | None = None
-    lives: int = 0  # of worker roles, in this boot
-    clock: Clock = field(default_factory=Clock)
-    heartbeat_ns: int = S
-    beating_ns: int = 0
-    paused_ns: int = 0  # until when it stands still
-    slowness: float = 1.0  # the machine's own, times a fault's
-
-    def __post_init__(self) -> None:
-        self.slowness = self.usual_slowness
+    def __init__(self, world: World, machine: Machine, heartbeat_ns: int) -> None:
+        self.world = world
+        self.machine = machine
+        self.boot = 0
+        self.alive = False
+        self.gone = False  # for good: whoever meant to start it later does not
+        self.roles: dict[Key, Hosted] = {}
+        self.stream: Stream | None = None
+        self.lives = 0  # of worker roles, in this boot
+        self.clock = Clock()
+        self.heartbeat_ns = heartbeat_ns
+        self.paused_ns = 0  # until when it stands still
+        self.slowness = self.usual_slowness  # the machine's own, times a fault's
 
     @property
     def usual_slowness(self) -> float:

@@ -72,21 +72,15 @@ class Way:
         return message
 
 
-@dataclass(slots=True, eq=False)
 class Stream:
-    world: World
-    node: Node
-    host: CoordinatorHost
-    boot: str
-    open: bool = True  # as the node sees it
-    welcomed: bool = False
-    broken: bool = False
-    up: Way = field(init=False)
-    down: Way = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.up = Way(self.node.name, COORDINATOR)
-        self.down = Way(COORDINATOR, self.node.name)
+    def __init__(self, world: World, node: Node, host: CoordinatorHost, boot: str) -> None:
+        self.world, self.node, self.host = world, node, host
+        self.boot = boot
+        self.open = True  # as the node sees it
+        self.welcomed = False
+        self.broken = False
+        self.up = Way(node.name, COORDINATOR)
+        self.down = Way(COORDINATOR, node.name)
 
     def to_coordinator(self, message: m.FromNode) -> None:
         self._send(self.up, message)

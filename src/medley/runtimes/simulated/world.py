@@ -147,7 +147,7 @@ class World:
 
     def add(self, machine: Machine) -> Node:
         """Hang a machine into the network; it joins at its time, and leaves or is taken away at its time."""
-        node = Node(self, machine, heartbeat_ns=self.setup.heartbeat_ms * MS)
+        node = Node(self, machine, self.setup.heartbeat_ms * MS)
         self.nodes[machine.name] = node
         self.network.add(machine.name, machine.conditions, machine.overrides)
         self.kernel.at(machine.joins_ns, node.start)
