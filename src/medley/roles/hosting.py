@@ -112,7 +112,7 @@ class Hosting:
     def release(self, event: ReleaseMachines) -> None:
         self.released = event.nodes
         self.shared.changed = True
-        for node in sorted(event.nodes & self.stages.keys()):
+        for node in sorted(event.nodes.intersection(self.stages)):
             self._dismiss(node, "its front end has no use for it")
         for node in sorted(self.allotted - self.stages.keys() - event.nodes):
             self._assign(node)

@@ -259,10 +259,11 @@ class World:
 
     def submit(self, job: JobId) -> None:
         """What a person's `medley train` does: it knocks until somebody answers."""
-        if self.host is None:
+        host = self.host
+        if host is None:
             self.kernel.after(S, self.submit, job)
             return
-        self.host.handle(Submit(job, text(self._arrivals[job].spec), self.clock.wall(self.kernel.now)))
+        host.handle(Submit(job, text(self._arrivals[job].spec), self.clock.wall(self.kernel.now)))
         if self.host is None or job not in self.host.role.runs:
             self.kernel.after(S, self.submit, job)
 
