@@ -30,11 +30,13 @@ import simpy
 from medley.policies.devices import Device
 from medley.protocol.conditions import PRESETS, Conditions
 from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
+from medley.runtimes.simulated import kernel as kernel_module
 from medley.runtimes.simulated.kernel import Kernel, S
 from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
 from medley.runtimes.simulated.world import World
 
 TIMEOUTS = 200_000
+COMPILED = not kernel_module.__file__.endswith(".py")  # by MEDLEY_COMPILED=1, see docs/simulate.md
 PROCESSES = 100  # at once, in SimPy and in the kernel
 DEVICE = Device("desktop", 1e12, 16 << 30, 4e10, 100, 30, 0, "a round number")
 
@@ -231,7 +233,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--most-s", type=float, default=1200.0, help="real seconds after which --scale gives up")
     options = parser.parse_args()
-    result: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count()}
+    result: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count(), "compiled": COMPILED}
     if options.scale:
         result["scale"] = scale(options.workers, options.jobs, options.hours, options.most_s)
     else:
