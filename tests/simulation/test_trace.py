@@ -102,6 +102,7 @@ def test_a_trace_that_was_cut_off_is_shown_as_far_as_it_goes(trace: Path, tmp_pa
 
 def test_a_trace_in_which_an_event_is_its_own_cause_is_followed_no_further(trace: Path, tmp_path: Path) -> None:
     first, second = trace.read_text(encoding="utf-8").splitlines()[:2]
-    number = next(read_trace(trace)).number
+    event, *_ = read_trace(trace)
+    number = event.number
     (tmp_path / "odd").write_text(f"{first}\n{second.replace('<0 ', f'<{number} ', 1)}\ndigest 0\n", encoding="utf-8")
     assert len(replay(str(tmp_path / "odd"), "--cause", str(number))) == 1
