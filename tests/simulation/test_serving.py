@@ -16,6 +16,7 @@ REGRESSIONS = {
     213: "two pipelines were loaded onto one machine, and what a dead one had remembered was never freed",
     885: "a request failed where the pass that opened it was lost before the one that went on",
     7114: "one pipeline's move unloaded what another one had just loaded and was about to use",
+    390: "two pipelines that had lost one machine were both given it when it came back, and hung there in turn",
     181: "a machine that was silent and came back kept what had ended meanwhile",
 }
 

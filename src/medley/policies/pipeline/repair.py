@@ -37,7 +37,7 @@ def repair(hops: Sequence[Part], living: Sequence[Held]) -> Decision[tuple[Part,
     names: list[str] = []
     for hop in hops:
         holder = alive.get(hop.machine)
-        if holder is not None and holder.layers.issuperset(range(hop.first, hop.end)):
+        if holder is not None and not holder.taken and holder.layers.issuperset(range(hop.first, hop.end)):
             out.append(hop)  # a machine that came back with an empty memory is no better than a dead one
             continue
         found = _cover(hop, [m for m in living if not m.taken])

@@ -9,6 +9,7 @@ from random import Random
 from typing import Literal
 
 from medley.policies.devices import DEVICES
+from medley.policies.scheduling.names import NAMES as SCHEDULERS
 from medley.protocol.conditions import PRESETS, Conditions
 from medley.protocol.spec import Checkpoint, JobSpec, Optimizer, Placement, Sync, Train
 from medley.runtimes.simulated.kernel import S
@@ -26,7 +27,16 @@ def draw_setup(seed: int) -> Setup:
     machines = _machines(random)
     jobs = 1 if random.random() < 0.75 else 2
     arrivals = tuple(_arrival(random, f"j{i}" if i else "j", i) for i in range(jobs))
-    return Setup(machines, arrivals, scheduler="fifo")
+    if jobs == 1:
+        return Setup(machines, arrivals, scheduler="fifo")
+    workers = random.randint(1, sum(machine.worker for machine in machines[: len(SURE)]))
+    return Setup(machines, tuple(_needing(one, workers) for one in arrivals), scheduler=random.choice(SCHEDULERS))
+
+
+def _needing(arrival: Arrival, workers: int) -> Arrival:
+    """So many machines at least: what others hold, it waits for or takes."""
+    schedule = replace(arrival.spec.schedule, workers_min=workers)
+    return replace(arrival, spec=replace(arrival.spec, schedule=schedule))
 
 
 def _machines(random: Random) -> tuple[Machine, ...]:
