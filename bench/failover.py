@@ -89,10 +89,9 @@ def sampling(number: int) -> Sampling:
     return Sampling(TOKENS, logprobs=0)
 
 
-def hurt(bench: Rig, way: str, name: str, cut: Cut) -> bool:
-    """False where there is nobody to hurt at this moment."""
-    pid = bench.stages().get(name)
-    if pid is None:
+def hurt(bench: Rig, way: str, name: str, pid: int | None, cut: Cut) -> bool:
+    """False where the process that began this answer is there no more: one that only starts would hurt nobody."""
+    if pid is None or bench.stages().get(name) != pid:
         return False
     if way == "cut":
         return cut.drop(pid)
@@ -113,13 +112,13 @@ async def attempt(bench: Rig, number: int, way: str, chance: random.Random, cut:
     at = chance.randrange(4, TOKENS - 12)
     hops = bench.note()["pipelines"][0]["hops"]
     victim = chance.choice(hops)["machine"]
-
+    pid = bench.stages().get(victim)
     struck = False
 
     def watch(told: int) -> None:
         nonlocal struck
         if told >= at and not struck:
-            struck = hurt(bench, way, victim, cut)
+            struck = hurt(bench, way, victim, pid, cut)
 
     async with asyncio.timeout(ANSWER_S):
         return await bench.ask(PROMPTS[number % len(PROMPTS)], sampling(number), watch), struck

@@ -122,7 +122,9 @@ class Rig:
         pause, deadline = threading.Event(), time.monotonic() + timeout_s
         while not condition(note := self.note()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{what} did not happen within {timeout_s:g} s: {json.dumps(note)[:2000]}")
+                last = [f"{said['subject']}: {said['text']}" for said in note["decisions"][-12:]]
+                state = {key: note[key] for key in ("serving", "pipelines", "machines")}
+                raise TimeoutError(f"{what} did not happen within {timeout_s:g} s: {json.dumps([state, *last])}")
             pause.wait(0.02)
 
     def wait_serving(self) -> None:
