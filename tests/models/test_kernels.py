@@ -211,6 +211,21 @@ def test_a_token_behind_many_positions_attends_to_all_of_them() -> None:
 
 
 @HERE
+@pytest.mark.parametrize("position", [0, 5, 70, 99])
+def test_a_key_that_is_no_number_is_not_passed_over(position: int) -> None:
+    """It came with KV of another machine, and so does not show in the rows of this one."""
+    made = engine("llama", torch.bfloat16)
+    made.open(1)
+    made.forward([Row(1, 0, 100, 0)], [7] * 100, 0, 2)
+    kv = made.export_kv(1, range(2))
+    kv[0, 0, :, position, 3] = float("nan")
+    made.import_kv(2, range(2), 0, kv)
+    out = made.forward([Row(2, 100, 1, 0)], [7], 0, 2)
+    assert isinstance(out, Tensor)
+    assert not torch.isfinite(out).any()
+
+
+@HERE
 @pytest.mark.parametrize("head_first", [True, False])
 def test_a_tied_head_reads_the_embeddings_matrix_with_our_kernels(head_first: bool) -> None:
     from transformers import LlamaConfig
