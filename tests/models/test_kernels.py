@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medley.engines.stage import StageEngine
 from medley.models.kernels.build import SWITCH, missing
-from medley.models.kernels.products import Linear, kernels, pack_int8, takes
+from medley.models.kernels.products import INT8_COLUMNS, Linear, kernels, pack_int8, takes
 from medley.models.quantise import quantiser
 from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts
@@ -109,14 +109,16 @@ def test_int8_keeps_sixteen_bits_of_a_token_beside_its_largest_value() -> None:
 
 @HERE
 def test_the_largest_sums_of_integers_fit() -> None:
-    """A row of the largest weights, a token of the largest steps, in the widest row that is read at once."""
-    columns = 28_672
+    """A row of the largest weights, a token of the largest steps, in the widest row that is taken."""
+    columns = INT8_COLUMNS
+    assert takes("int8", columns)
+    assert not takes("int8", columns + 64)
     packed = pack_int8(torch.full((64, columns), 127, dtype=torch.int8))
-    scale, x = torch.ones(64).bfloat16(), torch.ones(1, columns).bfloat16()
+    scale, x = torch.ones(64).bfloat16(), torch.full((1, columns), -1.0).bfloat16()
     found = kernels()
     assert found is not None
     described = Linear(1, 64, columns, packed.data_ptr(), scale.data_ptr(), None)
-    assert torch.allclose(found.product(described, x).float(), torch.tensor(127.0 * columns), rtol=1e-2)
+    assert torch.allclose(found.product(described, x).float(), torch.tensor(-127.0 * columns), rtol=1e-2)
 
 
 CASES: dict[str, dict[str, Any]] = {

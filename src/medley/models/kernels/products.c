@@ -3,7 +3,8 @@
  *
  * Such a product takes as long as reading its weights, so each weight is read once, as it lies in memory, and what is
  * done with it takes less time than reading the next. A token's numbers do not depend on the tokens beside it.
- * Tokens, results and biases are bf16; sums are fp32, or exact in int32 for int8. K is a multiple of 128.
+ * Tokens, results and biases are bf16; sums are fp32, or exact in int32 for int8. K is a multiple of 32 for
+ * bf16, of 16 for int8 (at most 65,536, or those do not fit), of 64 for int4.
  *
  * Tokens are taken in blocks of up to four (T), which are laid side by side first: [K / 32][T][32].
  */
@@ -127,6 +128,11 @@ typedef struct {
   float *sums;     /* of each token, in steps, over each group of columns */
 } Tokens;
 
+INLINE float sum_of(__m512i v) { /* in 64 bits: what is no number is the smallest int32 here */
+  __m512i halves = _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)), _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1)));
+  return (float)_mm512_reduce_add_epi64(halves);
+}
+
 /* One token as the t-th of T. */
 INLINE float in_halves(const bf16 *x, int32_t *words, float *sums, long K, long group, long t, long T) {
   __m512i most = _mm512_setzero_si512(); /* of two values each: without a sign, bf16 are in the order of their bits */
@@ -152,7 +158,7 @@ INLINE float in_halves(const bf16 *x, int32_t *words, float *sums, long K, long 
     }
     sum = _mm512_add_epi32(sum, whole);
     if ((k + 16) % group == 0) {
-      sums[k / group] = (float)_mm512_reduce_add_epi32(sum);
+      sums[k / group] = sum_of(sum);
       sum = _mm512_setzero_si512();
     }
   }

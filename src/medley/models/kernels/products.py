@@ -21,6 +21,7 @@ ROWS = 64  # of int8 and int4 weights lie side by side
 GROUP = 64  # int4 weights with one scale and one offset
 KINDS = {"bf16": 0, "int8": 1, "int4": 2}
 COLUMNS = {"bf16": 32, "int8": 16, "int4": GROUP}  # K is a multiple of these
+INT8_COLUMNS = 65_536  # at most: 255 times 128 times more would not fit into int32
 
 
 class Linear(ctypes.Structure):
@@ -103,7 +104,8 @@ def kernels() -> Kernels | None:
 
 def takes(kind: str, columns: int) -> bool:
     """Whether there are kernels, and for rows of so many weights."""
-    return kind in KINDS and kernels() is not None and columns % COLUMNS[kind] == 0
+    fits = kind in KINDS and columns % COLUMNS[kind] == 0 and (kind != "int8" or columns <= INT8_COLUMNS)
+    return fits and kernels() is not None
 
 
 def pack_int8(quantised_PK: Tensor) -> Tensor:
