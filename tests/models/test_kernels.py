@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from medley.engines.stage import StageEngine
+from medley.models.kernels import build
 from medley.models.kernels.build import SWITCH, missing
 from medley.models.kernels.products import INT8_COLUMNS, Linear, kernels, pack_int8, takes
 from medley.models.quantise import quantiser
 from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts
 from medley.models.streamed_linear import FEW, StreamedLinear, streamed_bf16
+from medley.protocol.errors import UserError
 from medley.protocol.stages.words import Row
 
 HERE = pytest.mark.skipif(bool(missing()), reason=missing() or "kernels are here")
@@ -268,16 +271,56 @@ def test_where_kernels_cannot_be_it_is_said_why(tmp_path: Path) -> None:
     (tmp_path / "medley").chmod(0o777)
     assert why(tmp_path) == f"'{tmp_path / 'medley'}' can be written by others"
     (tmp_path / "file").write_text("")
-    assert why(tmp_path / "file").startswith(f"'{tmp_path / 'file' / 'medley'}' cannot be made")
+    assert why(tmp_path / "file").startswith("there is no place for what is compiled ([Errno 20] Not a directory")
+    assert why(tmp_path, CC="gcc 'half") == "CC cannot be read (No closing quotation)"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are for Linux")
+def test_who_has_no_home_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    found, said = build._found.__wrapped__()
+    assert found is None
+    assert said in ("there is no place for what is compiled (Could not determine home directory.)", missing())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are for Linux")
+def test_where_the_processor_says_nothing_of_itself_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "CPUINFO", tmp_path / "none")
+    found, said = build._found.__wrapped__()
+    assert found is None
+    assert str(tmp_path / "none") in said or said == missing()
+
+
+def test_a_word_that_the_switch_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "of")
+    with pytest.raises(UserError, match=f"^{SWITCH} is 'of'; it can be 'torch', or not be set$"):
+        build._found.__wrapped__()
 
 
 @HERE
-def test_kernels_are_compiled_once(tmp_path: Path) -> None:
-    assert why(tmp_path) == ""
+def test_kernels_are_compiled_once_and_for_their_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "medley").mkdir(mode=0o755)
+    mask = os.umask(0)
+    try:
+        assert why(tmp_path, CC=f"{shutil.which('cc') or 'gcc'} -m64") == ""
+    finally:
+        os.umask(mask)
     [made] = (tmp_path / "medley").iterdir()
+    assert made.stat().st_mode & 0o077 == 0
     written = made.stat().st_mtime_ns
-    assert why(tmp_path) == ""
+    assert why(tmp_path, CC=f"{shutil.which('cc') or 'gcc'} -m64") == ""
     assert [found.stat().st_mtime_ns for found in (tmp_path / "medley").iterdir()] == [written]
+    assert why(tmp_path) == ""
+    assert len(list((tmp_path / "medley").iterdir())) == 2  # of another command, another library
 
 
 def test_without_kernels_no_layer_is_made_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,12 @@ from pathlib import Path
 
 import torch  # noqa: F401  (loads OpenMP)
 
+from medley.protocol.errors import UserError
+
 HERE = Path(__file__).parent
 SOURCES = ("layer.c", "products.c")  # the first has what the others say
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-nostdlib")  # -nostdlib: not OpenMP a second time
+COMPILING = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-c")
+LINKING = ("-shared", "-nostdlib")  # without OpenMP, which is torch's: not a second one beside it
 SWITCH = "MEDLEY_KERNELS"
 COMPILE_S = 60
 CPUINFO = Path("/proc/cpuinfo")
@@ -51,51 +55,86 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _compiled() -> Path:
-    if os.environ.get(SWITCH) == "torch":
+    switch = os.environ.get(SWITCH, "")
+    if switch not in ("", "torch"):
+        raise UserError(f"{SWITCH} is '{switch}'; it can be 'torch', or not be set")
+    if switch:
         raise _NoKernels(f"{SWITCH} is 'torch'")
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         raise _NoKernels("they are written for Linux on x86-64")
-    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
-    if compiler is None:
-        raise _NoKernels("no C compiler is installed")
+    compiler = _compiler()
     made = _directory() / f"kernels-{_digest(compiler)}.so"
     if not made.exists():
         _compile(compiler, made)
     return made
 
 
-def _directory() -> Path:
-    """Whoever could write there could have this process run anything."""
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medley"
+def _compiler() -> list[str]:
+    """With arguments, if CC has some, as in "ccache gcc"."""
     try:
+        wanted = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise _NoKernels(f"CC cannot be read ({error})") from error
+    for name, *arguments in filter(None, (wanted, ["cc"], ["gcc"])):
+        found = shutil.which(name)
+        if found is not None:
+            return [found, *arguments]
+    raise _NoKernels("no C compiler is installed")
+
+
+def _directory() -> Path:
+    """Whoever could write there could have this process run anything; so could whoever may turn a link on the way."""
+    try:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medley"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = directory.resolve()
         state = directory.stat()
-    except (OSError, RuntimeError) as error:
-        raise _NoKernels(f"'{directory}' cannot be made ({error})") from error
+    except (OSError, RuntimeError) as error:  # without a home, or with links in a circle: the latter
+        raise _NoKernels(f"there is no place for what is compiled ({error})") from error
     if state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise _NoKernels(f"'{directory}' can be written by others")
     return directory
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: list[str]) -> str:
     """Of all that the result depends on. A home directory may be shared between machines."""
-    processor = next((line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), "")
-    which = Path(compiler).resolve()
-    whole = [(HERE / name).read_bytes() for name in SOURCES], FLAGS, processor, which, which.stat().st_mtime_ns
+    which = Path(compiler[0]).resolve()
+    try:
+        processor = next((line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")), "")
+        sources, changed_ns = [(HERE / name).read_bytes() for name in SOURCES], which.stat().st_mtime_ns
+    except OSError as error:
+        raise _NoKernels(str(error)) from error
+    whole = sources, COMPILING, LINKING, processor, which, compiler[1:], changed_ns
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:32]
 
 
-def _compile(compiler: str, made: Path) -> None:
+def _compile(compiler: list[str], made: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
             fresh = Path(scratch) / made.name
-            command = [compiler, *FLAGS, "-o", str(fresh), str(HERE / SOURCES[0]), "-lc"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
-            if done.returncode:
-                raise _NoKernels(f"'{compiler}' says: {_complaint(done.stderr) or f'status {done.returncode}'}")
+            half = str(fresh.with_suffix(".o"))
+            _run([*compiler, *COMPILING, "-o", half, str(HERE / SOURCES[0])])
+            _run([*compiler, *LINKING, "-o", str(fresh), half, "-lc"])
+            _settle(fresh)
             fresh.replace(made)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _NoKernels(f"'{compiler}' could not compile them ({error})") from error
+        raise _NoKernels(f"'{compiler[0]}' could not compile them ({error})") from error
+
+
+def _run(command: list[str]) -> None:
+    """What is made is its owner's alone, whatever the umask, and complaints are in English."""
+    speech = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(
+        command, capture_output=True, errors="replace", timeout=COMPILE_S, check=False, umask=0o077, env=speech
+    )
+    if done.returncode:
+        raise _NoKernels(f"'{command[0]}' says: {_complaint(done.stderr) or f'status {done.returncode}'}")
+
+
+def _settle(fresh: Path) -> None:
+    """On the disk before it gets its name: half a library would stay there for ever."""
+    with fresh.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _complaint(said: str) -> str:
