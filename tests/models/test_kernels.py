@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from medley.engines.stage import StageEngine
 from medley.models.kernels import build
 from medley.models.kernels.build import SWITCH, missing
+from medley.models.kernels.layer import Place, Shape, can_be_whole
 from medley.models.kernels.products import INT8_COLUMNS, Linear, kernels, pack_int8, takes
+from medley.models.lean_layer import LeanLayer
 from medley.models.quantise import quantiser
 from medley.models.random_weights import RandomTensors
 from medley.models.slices import Parts
@@ -83,6 +87,48 @@ def test_a_tokens_numbers_do_not_depend_on_those_beside_it(kind: str) -> None:
     together = made(x)
     for count in (1, 2, 3, 4, 7):
         assert torch.equal(made(x[5 : 5 + count]), together[5 : 5 + count])
+
+
+@HERE
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_what_is_not_as_wide_or_not_bf16_is_refused_and_no_tokens_are_none(kind: str) -> None:
+    made = streamed(layer(70, 128, True), kind)
+    assert made(torch.zeros(2, 0, 128).bfloat16()).shape == (2, 0, 70)
+    for wrong in (torch.zeros(1, 64).bfloat16(), torch.zeros(1, 128)):
+        with pytest.raises(ValueError, match="meet weights for 128"):
+            made(wrong)
+
+
+@HERE
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_weights_that_kernels_know_by_address_stay_where_they_are(kind: str) -> None:
+    made = streamed(layer(70, 128, True), kind)
+    x = torch.randn(1, 128).bfloat16()
+    before = made(x)
+    for move in (nn.Module.float, nn.Module.half, lambda part: part.to("meta")):
+        with pytest.raises(RuntimeError, match="neither moved nor converted"):
+            move(nn.Sequential(made))
+    with pytest.raises(ValueError, match="pointers"):
+        deepcopy(made)
+    assert torch.equal(made.to("cpu", torch.bfloat16)(x), before)
+
+
+@HERE
+def test_a_whole_layer_takes_nothing_that_its_loops_would_miss() -> None:
+    shape = Shape(128, 320, 4, 2, 32, 0, 1e-6, 0.1)
+    assert can_be_whole(shape)
+    for wrong in ({"heads": 3}, {"heads": 34, "groups": 2}, {"head_width": 48}, {"head_width": 288}, {"width": 80}):
+        assert not can_be_whole(replace(shape, **wrong)), wrong
+    lean = engine("llama", torch.bfloat16)._held.layers[0]
+    assert isinstance(lean, LeanLayer)
+    whole = lean._as_whole()
+    assert whole is not None
+    places = [Place(0, 0, 1, 0)] * 2
+    for hidden, turns in (((2, 64), (2, 1, 32)), ((2, 128), (2, 1, 16)), ((1, 128), (1, 1, 32))):
+        with pytest.raises(ValueError, match="is not what this layer takes"):
+            whole(torch.zeros(hidden).bfloat16(), *[torch.zeros(turns).bfloat16()] * 2, places)
 
 
 @HERE

@@ -7,6 +7,9 @@ rows at a time. bf16 in and out, whatever the weights are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,7 +22,7 @@ WIDENED = 1024  # rows at a time: what a processor's last cache holds
 
 
 class StreamedLinear(nn.Module):
-    """y = x W^T + b. The tensors of `weights` are this layer's from now on."""
+    """y = x W^T + b. The tensors of `weights` are this layer's from now on, and stay where they are."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -32,11 +35,17 @@ class StreamedLinear(nn.Module):
         )
         self.described: Linear = weights.described()
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> StreamedLinear:
+        """What `to`, `float`, `cuda` and the like do. Kernels, and layers made of several, know weights by address."""
+        if any(tensor.data_ptr() != fn(tensor).data_ptr() for tensor in self.parameters()):
+            raise RuntimeError("weights that kernels know by address can be neither moved nor converted")
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         flat_MK = x.reshape(-1, x.shape[-1]).contiguous()
         few = len(flat_MK) <= FEW[self.kind]
         out_MN = _kernels().product(self.described, flat_MK) if few else self._many(flat_MK)
-        return out_MN.view(*x.shape[:-1], -1)
+        return out_MN.view(*x.shape[:-1], self.rows)
 
     def _many(self, x_MK: Tensor) -> Tensor:
         if self.kind == "bf16":

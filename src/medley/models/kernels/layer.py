@@ -71,8 +71,9 @@ def _function() -> ctypes._NamedFuncPointer | None:
 
 def can_be_whole(shape: Shape) -> bool:
     lanes = shape.width % LANES == shape.inner % LANES == shape.head_width % LANES == 0
-    few = shape.head_width <= WIDEST and shape.heads // shape.groups <= SHARED
-    return _function() is not None and lanes and few
+    even = shape.heads % shape.groups == 0 and shape.window >= 0
+    few = shape.head_width <= WIDEST and shape.heads <= SHARED * shape.groups
+    return lanes and even and few and _function() is not None
 
 
 class WholeLayer:
@@ -90,13 +91,29 @@ class WholeLayer:
         self._function = found
         norms = before_W.data_ptr(), between_W.data_ptr(), None if heads_AD is None else heads_AD.data_ptr()
         sizes = shape.width, shape.inner, shape.heads, shape.groups, shape.head_width, shape.window
+        self._shape = shape
         self._layer = _Layer(*linears, *norms, *sizes, shape.eps, shape.scaling)
 
     def __call__(self, hidden_TW: Tensor, cos_TD: Tensor, sin_TD: Tensor, places: Sequence[Place]) -> Tensor:
-        """[T, W]. All are contiguous bf16; `sin_TD` has the sign that each half takes. Keys and values are written."""
+        """[T, W]. All are contiguous bf16; `sin_TD` has the sign that each half takes. Keys and values are written.
+
+        Raises ValueError for others: C would read whatever lies behind them.
+        """
+        self._check(hidden_TW, cos_TD, sin_TD, len(places))
         out_TW = hidden_TW.clone(memory_format=torch.contiguous_format)
         table = (Place * len(places))(*places)
         given = out_TW.data_ptr(), cos_TD.data_ptr(), sin_TD.data_ptr(), table, len(places), torch.get_num_threads()
         if self._function(self._layer, *given):
             raise MemoryError(f"no room for {len(places)} tokens in a layer")
         return out_TW
+
+    def _check(self, hidden_TW: Tensor, cos_TD: Tensor, sin_TD: Tensor, tokens: int) -> None:
+        turned = tokens * self._shape.head_width
+        whole = hidden_TW.dtype == cos_TD.dtype == sin_TD.dtype == torch.bfloat16
+        whole = whole and cos_TD.is_contiguous() and sin_TD.is_contiguous()
+        if (
+            not whole
+            or hidden_TW.shape != (tokens, self._shape.width)
+            or not cos_TD.numel() == sin_TD.numel() == turned
+        ):
+            raise ValueError(f"{list(hidden_TW.shape)}, turned by {list(cos_TD.shape)}, is not what this layer takes")

@@ -71,8 +71,10 @@ class Kernels:
     library: ctypes.CDLL
 
     def product(self, described: Linear, x_MK: Tensor) -> Tensor:
-        """[M, N] of bf16, from contiguous bf16."""
-        tokens = x_MK.shape[0]
+        """[M, N] of bf16, from contiguous bf16. Raises ValueError for others: C would read what lies behind them."""
+        tokens, columns = x_MK.shape
+        if columns != described.columns or x_MK.dtype != torch.bfloat16 or not x_MK.is_contiguous():
+            raise ValueError(f"tokens of {columns} {x_MK.dtype} meet weights for {described.columns} torch.bfloat16")
         out_MN = x_MK.new_empty(tokens, described.rows)
         threads = torch.get_num_threads()
         if self.library.medley_product(ctypes.byref(described), x_MK.data_ptr(), out_MN.data_ptr(), tokens, threads):
