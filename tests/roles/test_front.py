@@ -194,6 +194,16 @@ def test_without_reserves_a_doubtful_machine_loads_its_layers_again() -> None:
     right(world)
 
 
+def test_a_doubtful_machine_that_was_never_measured_keeps_nobody_from_a_plan_of_the_others() -> None:
+    world = begun(setup(Client(0, asked(1, limit=700)), hosts=4, pins="", positions=2048), 100)
+    layouts, busy = world.front.role.layouts, world.front.role.pipelines[0].hops[0].node
+    idle = next(view for view in layouts.machines.known.values() if view.node != busy)
+    idle.measured, idle.distrusted_ns = None, 3600 * S
+    world.crash(busy, 3600 * S)
+    world.run(world.kernel.now + 200 * S, world.answered)
+    right(world)
+
+
 def test_a_machine_that_is_drained_moves_its_kv_away() -> None:
     world = begun(setup(Client(0, asked(1, limit=700)), pins="", positions=2048), 100)
     busy = world.front.role.pipelines[0].hops[0].node

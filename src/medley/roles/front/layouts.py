@@ -34,7 +34,16 @@ from medley.roles.front.machines import Machines, MachineView, holding
 from medley.roles.front.numbers import Numbers
 from medley.roles.front.pace import as_seen, slowest_s, watch
 from medley.roles.front.pipeline import Pipeline
-from medley.roles.front.planning import FrontOptions, Parts, back_again, parts_of, parts_of_plan, planned, runs
+from medley.roles.front.planning import (
+    FrontOptions,
+    Parts,
+    back_again,
+    one_planned,
+    parts_of,
+    parts_of_plan,
+    planned,
+    runs,
+)
 from medley.roles.front.wiring import wired
 
 SETTLE_NS = 2 * NS_PER_S  # after the last machine came, until the first plan is made without waiting for more
@@ -262,17 +271,20 @@ class Layouts:
 
     def _anew(self, pipeline: Pipeline, now_ns: int) -> Parts | None:
         """A layout whose layers are loaded again: of machines that are trusted, else of any that are there."""
-        others, plans = self._busy(pipeline), not self.options.pins and self._may_plan(self.machines.there(), now_ns)
-        for views in (self.machines.usable(now_ns), self.machines.there()):
-            living = [view for view in views if view.node not in others]
-            if (parts := back_again(pipeline.hops, living)) is not None:
-                return parts
-            if plans and living and (layouts := planned(self._informed, living).plan):
-                return layouts[0]
-        return None
+        others = self._busy(pipeline)
+        trusted, there = (
+            [view for view in views if view.node not in others]
+            for views in (self.machines.usable(now_ns), self.machines.there())
+        )
+        parts = back_again(pipeline.hops, trusted)
+        if parts is not None:
+            return parts
+        plans = not self.options.pins and self._may_plan(trusted, now_ns)
+        parts = (one_planned(self._informed, trusted) if plans else None) or back_again(pipeline.hops, there)
+        return one_planned(self._informed, there) if parts is None and plans and len(there) > len(trusted) else parts
 
     def _may_plan(self, living: Sequence[MachineView], now_ns: int) -> bool:
-        """Not with every tick: a plan of many machines takes as long as one."""
+        """Not with every tick: a plan of many machines takes as long as one. One that is trusted is measured soon."""
         if any(view.measured is None for view in living) or now_ns < self._plan_ns:
             return False
         self._plan_ns = now_ns + PLAN_NS

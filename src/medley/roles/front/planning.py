@@ -58,6 +58,12 @@ def planned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[lis
     return Decision([parts_of_plan(one) for one in decision.plan.layout.replicas], decision.reason + out)
 
 
+def one_planned(options: FrontOptions, ready: Sequence[MachineView]) -> Parts | None:
+    """For one pipeline that is down, of these machines alone."""
+    layouts = planned(options, ready).plan if ready else []
+    return layouts[0] if layouts else None
+
+
 def _pinned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[list[Parts]]:
     layouts = read_pins(options.pins)
     missing = sorted({part.machine for one in layouts for part in one} - {view.node for view in ready})
