@@ -13,6 +13,7 @@ from medley.policies.pipeline.describe import Link, Links, Machine, ModelShape, 
 from medley.policies.pipeline.ground import ground, stage_nbytes
 from medley.policies.pipeline.planner import plan, value
 from medley.policies.pipeline.predict import predict
+from medley.policies.pipeline.repair import Held, Part, repair
 from medley.policies.pipeline.split import fastest_split, min_max_split
 from medley.protocol.errors import UserError
 
@@ -250,3 +251,10 @@ def test_the_first_token_waits_for_every_chunk_but_stages_overlap() -> None:
     whole = predict(here, layout_of(((("a", 22),),))).first_token_s
     halves = predict(here, layout_of(((("a", 11), ("b", 11)),))).first_token_s
     assert whole / halves == pytest.approx(2 * 8 / 9, rel=0.02)
+
+
+def test_of_machines_that_hold_a_dead_ones_layers_a_doubtful_one_is_the_last_choice() -> None:
+    hops = [Part("a", 0, 2), Part("b", 2, 4)]
+    doubtful = [Held("y", frozenset({0, 1}), doubtful=True), Held("z", frozenset({2, 3}), doubtful=True)]
+    decision = repair(hops, [Held("c", frozenset({0, 1})), *doubtful])
+    assert decision.plan == (Part("c", 0, 2), Part("z", 2, 4))

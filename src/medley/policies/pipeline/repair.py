@@ -14,11 +14,14 @@ from medley.policies.decision import Decision
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a living machine has: layers in memory, and whether a pipeline other than the broken one works on it."""
+    """What a living machine has: layers in memory, whether a pipeline other than the broken one works on it, and
+    whether it is distrusted: others that have as much are preferred.
+    """
 
     name: str
     layers: frozenset[int]
     taken: bool = False
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,12 @@ def _cover(hop: Part, machines: Sequence[Held]) -> list[Part] | None:
     out: list[Part] = []
     first = hop.first
     while first < hop.end:
-        ends = {m.name: _run(m.layers, first, hop.end) for m in machines}
-        best = max(ends, key=lambda name: (ends[name], name), default=None)
-        if best is None or ends[best] == first:
+        ends = [(_run(m.layers, first, hop.end), not m.doubtful, m.name) for m in machines]
+        end, _, best = max(ends, default=(first, False, ""))
+        if end == first:
             return None
-        out.append(Part(best, first, ends[best]))
-        first = ends[best]
+        out.append(Part(best, first, end))
+        first = end
     return out
 
 

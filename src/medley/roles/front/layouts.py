@@ -34,16 +34,7 @@ from medley.roles.front.machines import Machines, MachineView, holding
 from medley.roles.front.numbers import Numbers
 from medley.roles.front.pace import as_seen, slowest_s, watch
 from medley.roles.front.pipeline import Pipeline
-from medley.roles.front.planning import (
-    FrontOptions,
-    Parts,
-    back_again,
-    one_planned,
-    parts_of,
-    parts_of_plan,
-    planned,
-    runs,
-)
+from medley.roles.front.planning import FrontOptions, Parts, anew, back_again, parts_of, parts_of_plan, planned, runs
 from medley.roles.front.wiring import wired
 
 SETTLE_NS = 2 * NS_PER_S  # after the last machine came, until the first plan is made without waiting for more
@@ -128,9 +119,9 @@ class Layouts:
 
     def _repaired(self, pipeline: Pipeline, now_ns: int) -> Decision[Parts | None]:
         """By machines that are trusted; else by any that are there."""
-        others, hops = self._busy(pipeline), parts_of(pipeline.hops)
-        decision = repair(hops, holding(self.machines.usable(now_ns), others))
-        return decision if decision.plan is not None else repair(hops, holding(self.machines.there(), others))
+        others, hops, machines = self._busy(pipeline), parts_of(pipeline.hops), self.machines
+        decision = repair(hops, holding(machines.usable(now_ns), others, now_ns))
+        return decision if decision.plan is not None else repair(hops, holding(machines.there(), others, now_ns))
 
     def needed(self, node: NodeId) -> set[int]:
         """Requests that this machine may hold KV of: those of pipelines that it works for, or will."""
@@ -271,17 +262,13 @@ class Layouts:
 
     def _anew(self, pipeline: Pipeline, now_ns: int) -> Parts | None:
         """A layout whose layers are loaded again: of machines that are trusted, else of any that are there."""
-        others = self._busy(pipeline)
-        trusted, there = (
-            [view for view in views if view.node not in others]
-            for views in (self.machines.usable(now_ns), self.machines.there())
-        )
-        parts = back_again(pipeline.hops, trusted)
-        if parts is not None:
+        others, hops = self._busy(pipeline), pipeline.hops
+        trusted = [view for view in self.machines.usable(now_ns) if view.node not in others]
+        there = [view for view in self.machines.there() if view.node not in others]
+        if (parts := back_again(hops, trusted)) is not None:
             return parts
         plans = not self.options.pins and self._may_plan(trusted, now_ns)
-        parts = (one_planned(self._informed, trusted) if plans else None) or back_again(pipeline.hops, there)
-        return one_planned(self._informed, there) if parts is None and plans and len(there) > len(trusted) else parts
+        return anew(self._informed, hops, trusted, there) if plans else back_again(hops, there)
 
     def _may_plan(self, living: Sequence[MachineView], now_ns: int) -> bool:
         """Not with every tick: a plan of many machines takes as long as one. One that is trusted is measured soon."""

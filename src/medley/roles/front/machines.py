@@ -62,10 +62,10 @@ class MachineView:
         return Machine(self.node, int(self.measured.memory_nbytes * (1 - KEPT_FREE)), layer, head)
 
 
-def holding(views: Iterable[MachineView], taken: Iterable[NodeId]) -> list[Held]:
+def holding(views: Iterable[MachineView], taken: Iterable[NodeId], now_ns: int) -> list[Held]:
     """For a repair: who has what; `taken` are at work in other pipelines."""
     busy = set(taken)
-    return [Held(m.node, frozenset(m.loaded), m.node in busy) for m in views]
+    return [Held(m.node, frozenset(m.loaded), m.node in busy, not m.usable(now_ns)) for m in views]
 
 
 class Machines:

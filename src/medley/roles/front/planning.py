@@ -58,12 +58,6 @@ def planned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[lis
     return Decision([parts_of_plan(one) for one in decision.plan.layout.replicas], decision.reason + out)
 
 
-def one_planned(options: FrontOptions, ready: Sequence[MachineView]) -> Parts | None:
-    """For one pipeline that is down, of these machines alone."""
-    layouts = planned(options, ready).plan if ready else []
-    return layouts[0] if layouts else None
-
-
 def _pinned(options: FrontOptions, ready: Sequence[MachineView]) -> Decision[list[Parts]]:
     layouts = read_pins(options.pins)
     missing = sorted({part.machine for one in layouts for part in one} - {view.node for view in ready})
@@ -81,6 +75,19 @@ def back_again(hops: Iterable[Hop], living: Iterable[MachineView]) -> Parts | No
     names = {view.node for view in living}
     parts = parts_of(hops)
     return parts if all(part.machine in names for part in parts) else None
+
+
+def anew(
+    options: FrontOptions, hops: Iterable[Hop], trusted: Sequence[MachineView], there: Sequence[MachineView]
+) -> Parts | None:
+    """For one pipeline: a plan of the machines that are trusted, else of all that are there."""
+    parts = _one_planned(options, trusted) or back_again(hops, there)
+    return _one_planned(options, there) if parts is None and len(there) > len(trusted) else parts
+
+
+def _one_planned(options: FrontOptions, ready: Sequence[MachineView]) -> Parts | None:
+    layouts = planned(options, ready).plan if ready else []
+    return layouts[0] if layouts else None
 
 
 def parts_of_plan(stages: Iterable[StagePlan]) -> tuple[Part, ...]:
