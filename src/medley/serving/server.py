@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from medley.protocol.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from starlette.types import ASGIApp
 
@@ -52,8 +54,16 @@ def run_server(app: ASGIApp, sock: socket.socket, ready: Callable[[], Any] | Non
     )
     if ready is not None:
         ready()
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """A second Ctrl-C waits for nobody; what is cut off by it would say so with a traceback."""
+            super().handle_exit(sig, frame)
+            if self.force_exit:
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+
     with _signals_end_quietly():
-        uvicorn.Server(config).run(sockets=[sock])
+        Server(config).run(sockets=[sock])
 
 
 @contextmanager
