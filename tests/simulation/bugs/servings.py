@@ -161,9 +161,16 @@ SERVINGS = [
     _bug(
         "a machine that came back empty is taken for one that holds its layers",
         "medley.policies.pipeline.repair",
-        "        if holder is not None and holder.layers.issuperset(range(hop.first, hop.end)):\n",
-        "        if holder is not None:\n",
+        "        if holder is not None and not holder.taken and holder.layers.issuperset(range(hop.first, hop.end)):\n",
+        "        if holder is not None and not holder.taken:\n",
         "E1",
+    ),
+    _bug(
+        "a machine that works for another pipeline is given to one that had it before",
+        "medley.policies.pipeline.repair",
+        "        if holder is not None and not holder.taken and holder.layers.issuperset(range(hop.first, hop.end)):\n",
+        "        if holder is not None and holder.layers.issuperset(range(hop.first, hop.end)):\n",
+        "I5",
     ),
     _bug(
         "a request that goes to another pipeline forgets nothing",
