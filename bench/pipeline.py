@@ -287,6 +287,7 @@ def _killed(bench: Rig) -> tuple[float, float]:
     at: dict[str, float] = {}
 
     async def struck() -> list[float]:
+        bench.emitted.clear()  # of the answer before: this one has yet to begin
         asked = asyncio.ensure_future(bench.alone(PROMPT, greedy(96)))
         while len(bench.emitted) < 64:
             await asyncio.sleep(0.001)
