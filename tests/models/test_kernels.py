@@ -123,7 +123,7 @@ def test_a_whole_layer_takes_nothing_that_its_loops_would_miss() -> None:
         assert not can_be_whole(replace(shape, **wrong)), wrong
     lean = engine("llama", torch.bfloat16)._held.layers[0]
     assert isinstance(lean, LeanLayer)
-    whole = lean._as_whole()
+    whole = lean._whole
     assert whole is not None
     places = [Place(0, 0, 1, 0)] * 2
     for hidden, turns in (((2, 64), (2, 1, 32)), ((2, 128), (2, 1, 16)), ((1, 128), (1, 1, 32))):

@@ -15,6 +15,7 @@ D width of a head, V of the heads together, I inner width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,8 +49,6 @@ class LeanLayer(nn.Module):
         self.widen = joined(inner.gate_proj, inner.up_proj)
         self.activation, self.narrow = inner.act_fn, inner.down_proj
         self._inner, self._silu = inner.down_proj.in_features, config.hidden_act == "silu"
-        self._whole: WholeLayer | None = None
-        self._tried = False
 
     def _weights_of_heads(self, own: Any) -> nn.Parameter:
         """For the norm of queries and keys at once: each head has the weights of its kind."""
@@ -67,7 +66,7 @@ class LeanLayer(nn.Module):
         """[1, T, W]. `turning`: as `turning_of` has it; `places`: of each token in the cache of a layer, where that is
         of contiguous buffers on the CPU; `attending`: more for the attention function.
         """
-        whole = self._as_whole() if places is not None and hidden_1TW.shape[1] <= TOKENS else None
+        whole = self._whole if places is not None and hidden_1TW.shape[1] <= TOKENS else None
         if whole is not None and places is not None:
             return whole(hidden_1TW[0], *turning, places(self.layer_idx))[None]
         attended_1TV = self._attended(normed(hidden_1TW, self.before_W, self._eps), turning, attending)
@@ -76,15 +75,14 @@ class LeanLayer(nn.Module):
         narrowed_1TW: Tensor = self.narrow(self.activation(gate_1TI).mul_(up_1TI))
         return hidden_1TW + narrowed_1TW
 
-    def _as_whole(self) -> WholeLayer | None:
+    @cached_property
+    def _whole(self) -> WholeLayer | None:
         """None where the weights or the shape are not those of the kernels. They stay where they are from now on."""
-        if not self._tried:
-            self._tried = True
-            linears = [self.attend, self.attended, self.widen, self.narrow]
-            streamed = [linear.described for linear in linears if isinstance(linear, StreamedLinear)]
-            if len(streamed) == len(linears) and self._silu and can_be_whole(self._shape()):
-                self._whole = WholeLayer(self._shape(), streamed, self.before_W, self.between_W, self.heads_AD)
-        return self._whole
+        linears = [self.attend, self.attended, self.widen, self.narrow]
+        streamed = [linear.described for linear in linears if isinstance(linear, StreamedLinear)]
+        if len(streamed) < len(linears) or not self._silu or not can_be_whole(self._shape()):
+            return None
+        return WholeLayer(self._shape(), streamed, self.before_W, self.between_W, self.heads_AD)
 
     def _shape(self) -> Shape:
         groups = self._turned - self._heads

@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from medley.models.kernels.products import GROUP, pack_int4, pack_int8, takes
 from medley.models.kernels.products import ROWS as STREAMED_ROWS
 from medley.models.kernels.products import Weights as Streamed
-from medley.models.kernels.products import pack_int4, pack_int8, takes
 from medley.models.pages import in_large_pages
 from medley.models.slices import Transform
 from medley.models.streamed_linear import StreamedLinear, bias_of, padded
@@ -26,7 +26,6 @@ from medley.protocol.errors import UserError, did_you_mean
 
 Weights = Literal["int8", "int4"]
 KINDS = ("int8", "int4")
-GROUP = 64  # 32: a little closer to the original and a tenth more bytes; the kernel takes 32, 64, 128 and 256
 ROWS = 16  # of int4 weights are packed together
 CHUNK = 1024  # rows that are quantised at a time, in fp32; a multiple of those that any kernel packs together
 STEPS = 127 * 256  # of a token's largest value, in 16 bits

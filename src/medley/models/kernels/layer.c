@@ -9,6 +9,7 @@
 #include "products.c"
 
 enum { KEYS = 64, SHARED = 16, WIDEST = 256 };
+
 typedef struct {
   Linear attend, attended, widen, narrow;
   const bf16 *before, *between, *heads_norm; /* [W], [W], [A][D] or none */
@@ -29,7 +30,8 @@ static void norm(const bf16 *x, const bf16 *weight, bf16 *out, long n, float eps
   }
   float mean = _mm512_reduce_add_ps(squares) / (float)n + eps;
   __m512 factor = _mm512_div_ps(_mm512_set1_ps(1), _mm512_sqrt_ps(_mm512_set1_ps(mean > 1e-38f ? mean : 1e-38f)));
-  for (long i = 0; i < n; i += 16) put16(out + i, _mm512_mul_ps(_mm512_mul_ps(widened(x + i), factor), widened(weight + i)));
+  for (long i = 0; i < n; i += 16)
+    put16(out + i, _mm512_mul_ps(_mm512_mul_ps(widened(x + i), factor), widened(weight + i)));
 }
 
 static void add(const bf16 *x, const bf16 *y, bf16 *out, long n) {
@@ -77,7 +79,10 @@ INLINE __m512 sums_of(__m512 *v) {
     __m512d a = _mm512_castps_pd(v[2 * i]), b = _mm512_castps_pd(v[2 * i + 1]);
     v[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
   }
-  EACH(i, 2) v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x88), _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xdd));
+  EACH(i, 2) {
+    __m512 a = v[2 * i], b = v[2 * i + 1];
+    v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
   return _mm512_add_ps(_mm512_shuffle_f32x4(v[0], v[1], 0x88), _mm512_shuffle_f32x4(v[0], v[1], 0xdd));
 }
 

@@ -6,7 +6,7 @@
  * Tokens, results and biases are bf16; sums are fp32, or exact in int32 for int8. K is a multiple of 32 for
  * bf16, of 16 for int8 (at most 65,536, or those do not fit), of 64 for int4.
  *
- * Tokens are taken in blocks of up to four (T), which are laid side by side first: [K / 32][T][32].
+ * Tokens meet bf16 weights in blocks of up to four (T), which are laid side by side first: [K / 32][T][32].
  */
 #include <immintrin.h>
 #include <math.h>
@@ -129,8 +129,9 @@ typedef struct {
 } Tokens;
 
 INLINE float sum_of(__m512i v) { /* in 64 bits: what is no number is the smallest int32 here */
-  __m512i halves = _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)), _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1)));
-  return (float)_mm512_reduce_add_epi64(halves);
+  __m512i first = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(v));
+  __m512i second = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1));
+  return (float)_mm512_reduce_add_epi64(_mm512_add_epi64(first, second));
 }
 
 /* One token as the t-th of T. */
@@ -141,7 +142,8 @@ INLINE float in_halves(const bf16 *x, int32_t *words, float *sums, long K, long 
     __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi16(there, x + k), _mm512_set1_epi16(0x7fff));
     most = _mm512_max_epu16(most, bits);
   }
-  uint32_t largest = _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_slli_epi32(most, 16), _mm512_and_si512(most, _mm512_set1_epi32((int)0xffff0000))));
+  __m512i second = _mm512_and_si512(most, _mm512_set1_epi32((int)0xffff0000));
+  uint32_t largest = _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_slli_epi32(most, 16), second));
   float step = wide((bf16)(largest >> 16)) / STEPS; /* not a number, or infinite, if one of them is: so is the result */
   if (step < 1e-30f) step = 1e-30f;
   __m512 each = _mm512_set1_ps(1 / step);
@@ -173,7 +175,8 @@ static int take(Tokens *tokens, const bf16 *x, long M, long K, long group) {
   tokens->sums = tokens->step + M;
   for (long m = 0; m < M; m++) {
     long first = m / PAIR * PAIR, T = M - first < PAIR ? M - first : PAIR;
-    tokens->step[m] = in_halves(x + m * K, tokens->words + first * K / 2, tokens->sums + m * groups, K, group, m - first, T);
+    int32_t *words = tokens->words + first * K / 2;
+    tokens->step[m] = in_halves(x + m * K, words, tokens->sums + m * groups, K, group, m - first, T);
   }
   return 0;
 }
@@ -227,8 +230,8 @@ INLINE void int8_tile(const uint8_t *w, const bf16 *scale, const Tokens *x, bf16
 }
 
 /* `W` and `scale` have N rows, rounded up to a multiple of 64. */
-static int int8_product(const uint8_t *W, const bf16 *scale, const bf16 *x, bf16 *y, const bf16 *bias, long M, long N, long K,
-                int threads) {
+static int int8_product(const uint8_t *W, const bf16 *scale, const bf16 *x, bf16 *y, const bf16 *bias, long M, long N,
+                        long K, int threads) {
   Tokens tokens;
   if (take(&tokens, x, M, K, K)) return -1;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -276,8 +279,8 @@ INLINE void int4_tile(const uint8_t *w, const bf16 *scales, const Tokens *x, bf1
   }
 }
 
-static int int4_product(const uint8_t *W, const bf16 *scales, const bf16 *x, bf16 *y, const bf16 *bias, long M, long N, long K,
-                int threads) {
+static int int4_product(const uint8_t *W, const bf16 *scales, const bf16 *x, bf16 *y, const bf16 *bias, long M, long N,
+                        long K, int threads) {
   Tokens tokens;
   if (take(&tokens, x, M, K, GROUP)) return -1;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -299,8 +302,10 @@ static void int8_widen(const uint32_t *W, bf16 *out, long first, long end, long 
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long n = first; n < end; n++) {
     const uint32_t *w = W + n / ROWS * ROWS * (K / 4) + n % ROWS;
-    for (long k = 0; k < K; k += 16, w += 4 * ROWS)
-      put16(out + (n - first) * K + k, _mm512_sub_ps(of_bytes(w[0], w[ROWS], w[2 * ROWS], w[3 * ROWS]), _mm512_set1_ps(128)));
+    for (long k = 0; k < K; k += 16, w += 4 * ROWS) {
+      __m512 unsigned_16 = of_bytes(w[0], w[ROWS], w[2 * ROWS], w[3 * ROWS]);
+      put16(out + (n - first) * K + k, _mm512_sub_ps(unsigned_16, _mm512_set1_ps(128)));
+    }
   }
 }
 
