@@ -21,8 +21,6 @@ from pathlib import Path
 
 import torch  # noqa: F401  (loads OpenMP)
 
-from medley.protocol.errors import UserError
-
 HERE = Path(__file__).parent
 SOURCES = ("layer.c", "products.c")  # the first has what the others say
 COMPILING = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-c")
@@ -55,11 +53,10 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _compiled() -> Path:
-    switch = os.environ.get(SWITCH, "")
-    if switch not in ("", "torch"):
-        raise UserError(f"{SWITCH} is '{switch}'; it can be 'torch', or not be set")
-    if switch:
-        raise _NoKernels(f"{SWITCH} is 'torch'")
+    if switch := os.environ.get(SWITCH, ""):
+        raise _NoKernels(
+            f"{SWITCH} is '{switch}'" + ("" if switch == "torch" else "; it can be 'torch', or not be set")
+        )
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         raise _NoKernels("they are written for Linux on x86-64")
     compiler = _compiler()
