@@ -181,6 +181,9 @@ def _build(cls: type) -> _Shape:
 def _reader(cls: type, fields: list[_Field]) -> Convert:
     """All fields in one look, then those that need another one."""
     names = [f.name for f in fields]
+    if len(names) > 1 and all(f.convert is None for f in fields):
+        flat = attrgetter(*names)
+        return lambda message: cls(*flat(message))
     # One name would come without a tuple around it.
     look = attrgetter(*names) if len(names) > 1 else lambda message: [getattr(message, name) for name in names]
     nested = [f.name for f in fields if f.nested]

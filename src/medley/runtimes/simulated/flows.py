@@ -12,6 +12,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
+from operator import attrgetter
 
 from medley.runtimes.simulated.kernel import Kernel, S
 
@@ -44,6 +45,17 @@ class Flow:
     since_ns: int = 0
     stamp: int = 0
 
+    def left_at(self, now_ns: int) -> float:
+        """Bytes that have not left yet."""
+        left = self.left - self.rate * (now_ns - self.since_ns) / S
+        return left if left > 0.0 else 0.0
+
+    def progress(self, now_ns: int) -> None:
+        """Count from now on what is left."""
+        if self.since_ns != now_ns:
+            self.left = self.left_at(now_ns)
+            self.since_ns = now_ns
+
 
 class Sharing:
     """All flows of a world."""
@@ -67,7 +79,7 @@ class Sharing:
 
     def end(self, flow: Flow) -> None:
         """Take a flow out, whatever is left of it; `done` will not be called."""
-        self._progress(flow)
+        flow.progress(self._kernel.now)
         flow.stamp = -1
         for pipe in flow.pipes:
             pipe.flows.pop(flow, None)
@@ -75,7 +87,7 @@ class Sharing:
 
     def limit(self, flow: Flow, bytes_per_s: float, left: float | None = None) -> None:
         """Another limit from now on; `left` more bytes to go than there were, if some must be sent again."""
-        self._progress(flow)
+        flow.progress(self._kernel.now)
         flow.limit = bytes_per_s
         if left is not None:
             flow.left = left
@@ -95,8 +107,7 @@ class Sharing:
 
     def left(self, flow: Flow) -> float:
         """Bytes that have not left yet."""
-        left = flow.left - flow.rate * (self._kernel.now - flow.since_ns) / S
-        return left if left > 0.0 else 0.0
+        return flow.left_at(self._kernel.now)
 
     # -- settling ---------------------------------------------------------------------------------------------
 
@@ -111,18 +122,19 @@ class Sharing:
         """Rates of one set of flows that meet, and when the first of them will be done."""
         if not flows:
             return
-        self._stamp += 1
+        self._stamp = stamp = self._stamp + 1
+        now = self._kernel.now
         for flow in flows:
-            self._progress(flow)
-            flow.stamp = self._stamp
+            flow.progress(now)
+            flow.stamp = stamp
         if len(flows) == 1:
             for flow in flows:
                 flow.rate = max(0.0, min(flow.limit, *(pipe.bytes_per_s for pipe in flow.pipes)))
         else:
             fill(flows, pipes)
-        soon = min((f.left / f.rate for f in flows if f.rate > 0), default=inf)
+        soon = min([f.left / f.rate for f in flows if f.rate > 0], default=inf)
         if soon < inf:
-            self._kernel.after(_ns(soon), self._finish, list(flows), self._stamp)
+            self._kernel.after(_ns(soon), self._finish, list(flows), stamp)
 
     def _alone(self, flow: Flow) -> None:
         self._stamp += 1
@@ -133,13 +145,8 @@ class Sharing:
     def _finish(self, flows: list[Flow], stamp: int) -> None:
         """Those that are through, and those that would be within the quantum."""
         slack_s = len(flows) * QUANTUM_NS / S if len(flows) > EXACT_MAX else 0.0
-        done = []
-        for flow in flows:
-            if flow.stamp != stamp:
-                continue
-            left = self.left(flow)
-            if left <= DONE_NBYTES + flow.rate * (slack_s + 1e-9):
-                done.append(flow)
+        slack_s, now = slack_s + 1e-9, self._kernel.now
+        done = [f for f in flows if f.stamp == stamp and f.left_at(now) <= DONE_NBYTES + f.rate * slack_s]
         for flow in done:
             flow.left, flow.rate, flow.stamp = 0.0, 0.0, -1
             for pipe in flow.pipes:
@@ -148,17 +155,13 @@ class Sharing:
         for flow in done:
             flow.done()
 
-    def _progress(self, flow: Flow) -> None:
-        flow.left = self.left(flow)
-        flow.since_ns = self._kernel.now
-
 
 def fill(flows: Iterable[Flow], pipes: Iterable[Pipe]) -> None:
     """Max-min fair rates: raise all alike; who meets a limit or a full pipe stays there.
 
     `pipes` must be all the pipes of `flows`, and these all the flows of `pipes`.
     """
-    waiting = sorted(flows, key=lambda f: f.limit, reverse=True)
+    waiting = sorted(flows, key=attrgetter("limit"), reverse=True)
     heap: list[tuple[float, int, Pipe]] = []
     for number, pipe in enumerate(pipes):
         pipe.free, pipe.open = pipe.bytes_per_s, len(pipe.flows)
@@ -179,19 +182,21 @@ def fill(flows: Iterable[Flow], pipes: Iterable[Pipe]) -> None:
         while waiting and waiting[-1].rate >= 0:
             waiting.pop()
         if waiting and waiting[-1].limit <= level:
-            _fix(waiting.pop(), None)
+            flow = waiting.pop()
+            _fix(flow, flow.limit)
             continue
+        share = max(0.0, level)
         for flow in pipe.flows:
             if flow.rate < 0:
-                _fix(flow, level)
+                _fix(flow, share)
         heapq.heappop(heap)
     for flow in waiting:
         if flow.rate < 0:
             flow.rate = flow.limit
 
 
-def _fix(flow: Flow, level: float | None) -> None:
-    flow.rate = rate = flow.limit if level is None else max(0.0, level)
+def _fix(flow: Flow, rate: float) -> None:
+    flow.rate = rate
     for pipe in flow.pipes:
         pipe.free -= rate
         pipe.open -= 1
@@ -202,10 +207,9 @@ def _met(pipe: Pipe, seen: dict[Pipe, None]) -> tuple[dict[Flow, None], list[Pip
     seen[pipe] = None
     pipes, flows = [pipe], dict[Flow, None]()
     for one in pipes:  # grows meanwhile
-        for flow in one.flows:
-            if flow in flows:
-                continue
-            flows[flow] = None
+        fresh = [flow for flow in one.flows if flow not in flows]
+        flows.update(dict.fromkeys(fresh))
+        for flow in fresh:
             for other in flow.pipes:
                 if other not in seen:
                     seen[other] = None

@@ -77,6 +77,7 @@ class _Path:
     cycles: tuple[tuple[Access, Conditions], ...]
     plain: bool  # nothing here depends on chance or time
     conditions: Conditions
+    random: Random  # the sender's
     stream: Stream | None = None  # of transfers, where anything but bandwidth is in their way; its window stays warm
 
 
@@ -121,11 +122,11 @@ class Network:
         delay = way.rtt_ns / 2 + nbytes / way.bytes_per_s * S
         if way.plain:
             return int(delay)
-        random = self.accesses[source].random
+        random = way.random
         if way.jitter_ns:
             # Mean 0, standard deviation as the conditions say, and the long right tail that queues have.
             delay += way.jitter_ns * (-log(1.0 - random.random()) - 1.0)  # an exponential distribution of mean 1
-            delay = max(0.0, delay)
+            delay = delay if delay > 0.0 else 0.0
         loss = way.loss if nbytes <= MSS_NBYTES else 1 - (1 - way.loss) ** ceil(nbytes / MSS_NBYTES)
         lost = random.random() < loss
         return int(delay) + (self._resent_ns(way, random, lost) if lost or way.cycles else 0)
@@ -326,6 +327,7 @@ class Network:
             cycles,
             plain,
             both,
+            a.random,
             stream,
         )
 
