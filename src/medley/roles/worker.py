@@ -106,6 +106,7 @@ class Worker:
     watch: EngineWatch = field(default_factory=EngineWatch)
     updates: int = 0
     address: EngineUp | None = None
+    said: WorkerStatus | None = None  # what it says of itself, for as long as that stays true
 
     @property
     def generation(self) -> Generation:
@@ -118,6 +119,12 @@ class Worker:
         return [Run(OpenWorker(a.job, a.generation, a.plan, a.threads, self.micro_batch, self.allow_code))]
 
     def status(self) -> WorkerStatus:
+        """The same object until something changes: most heartbeats say what the last one said."""
+        if self.said is None:
+            self.said = self._status()
+        return self.said
+
+    def _status(self) -> WorkerStatus:
         sent = (lease for pending in self.pending.values() for lease in pending.report.leases)
         held = tuple(sorted({*self.leases, *self.carried, *self.taken, *sent}))
         return WorkerStatus(self.assignment.job, self.generation, held, tuple(self.pending), self.phase)
@@ -125,13 +132,15 @@ class Worker:
     def handle(self, event: NodeEvent, now_ns: int) -> list[Effect]:
         match event:
             case Tick():
-                return self._repeat(now_ns)
+                return self._repeat(now_ns)  # changes nothing that `status` tells
             case Told(message):
-                return self._told(message, now_ns)  # type: ignore[arg-type]
+                effects = self._told(message, now_ns)  # type: ignore[arg-type]
             case EngineSaid(report):
-                return self._engine_said(report, now_ns)  # type: ignore[arg-type]
+                effects = self._engine_said(report, now_ns)  # type: ignore[arg-type]
             case _:
                 assert_never(event)
+        self.said = None
+        return effects
 
     # -- the coordinator speaks -------------------------------------------------------------------------------
 

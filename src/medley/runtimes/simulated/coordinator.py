@@ -120,15 +120,21 @@ class CoordinatorHost:
             return
         world.handled(COORDINATOR, None, event, effects)
         try:
-            self._persist([x for x in effects if isinstance(x, (fx.Persist, fx.Compact))])
-            for effect in effects:
-                self._execute(effect)
+            self._carry_out(effects)
         except (Crash, Fenced, Full) as problem:
             world.coordinator_died(self, str(problem) or "a crash")
+            return
+        if not world.watchers:
             return
         # Who was replaced and does not know it is not the one whom the log believes.
         who = COORDINATOR if world.host is self else f"{COORDINATOR} of term {self.term}"
         world.watch_handled(who, None, event, effects)
+
+    def _carry_out(self, effects: Sequence[fx.Effect]) -> None:
+        if effects:
+            self._persist([x for x in effects if isinstance(x, (fx.Persist, fx.Compact))])
+            for effect in effects:
+                self._execute(effect)
 
     def _persist(self, records: Sequence[fx.Persist | fx.Compact]) -> None:
         """What production writes: runs of records in one transaction, a compaction by itself."""

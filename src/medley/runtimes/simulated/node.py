@@ -73,6 +73,7 @@ class Node:
         self.heartbeat_ns = heartbeat_ns
         self.paused_ns = 0  # until when it stands still
         self.slowness = self.usual_slowness  # the machine's own, times a fault's
+        self.beat: m.Heartbeat | None = None  # the newest
 
     @property
     def usual_slowness(self) -> float:
@@ -155,7 +156,7 @@ class Node:
         if self.roles:
             self._tick_roles()
         if self.stream is not None and self.stream.open and self.stream.welcomed:
-            self.stream.to_coordinator(m.Heartbeat(self.name, *self._statuses()))
+            self.stream.to_coordinator(self._heartbeat())
         kernel.after(self.clock.wait(self.world.beat_ns(self.heartbeat_ns)), self._tick, boot)
 
     def _tick_roles(self) -> None:
@@ -166,6 +167,14 @@ class Node:
             engine = hosted.engine
             if isinstance(engine, WorkerEngine) and engine.hung_ns and now - engine.hung_ns > SILENT_NS:
                 self.kill_engine(key, "silent", False)
+
+    def _heartbeat(self) -> m.Heartbeat:
+        """The same object for as long as there is nothing new to say: it is encoded once."""
+        workers, shards = self._statuses()
+        beat = self.beat
+        if beat is None or beat.workers != workers or beat.shards != shards:
+            beat = self.beat = m.Heartbeat(self.name, workers, shards)
+        return beat
 
     def _statuses(self) -> tuple[tuple[m.WorkerStatus, ...], tuple[m.ShardStatus, ...]]:
         if not self.roles:
@@ -246,12 +255,12 @@ class Node:
     def _handle(self, key: Key, event: NodeEvent) -> None:
         hosted = self.roles.get(key)
         if hosted is not None:
-            self._begin(key, event, hosted.role.handle(event, self.clock.read(self.world.kernel.now)))
+            effects = hosted.role.handle(event, self.clock.read(self.world.kernel.now))
+            if effects or event is not TICK:
+                self._begin(key, event, effects)
 
     def _begin(self, key: Key, event: NodeEvent, effects: list[fx.Effect]) -> None:
         """Carry the effects out, between being written down and being watched."""
-        if not effects and isinstance(event, Tick):
-            return
         self.world.handled(self.name, key, event, effects)
         for effect in effects:
             match effect:

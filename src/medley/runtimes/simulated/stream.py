@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE_NS = 10 * S  # a connection that carries nothing for so long is dead
 HELD_LOOK_NS = 250 * MS
+REPEATED = (m.Heartbeat, m.UpdateReady)  # most say what the one before said
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +44,38 @@ Meddle = Callable[["Stream", bool, m.Message, bytes], Sequence[Parcel] | None]
 
 @dataclass(slots=True, eq=False)
 class Way:
-    """One direction: when the last message arrives, and what an outage holds back."""
+    """One direction: when the last message arrives, and what an outage holds back.
+
+    Its codec is that of production, and remembers the newest message of the kinds that are said again and again: nobody
+    can change a message, so the same object is the same bytes, and equal bytes are equal messages.
+    """
 
     source: str
     target: str
     last_ns: int = 0
     held: list[bytes] = field(default_factory=list)
     held_ns: int = 0
-    said: m.Message | None = None  # the newest heartbeat, and its bytes: most are like the one before
-    bytes_said: bytes = b""
-    bytes_heard: bytes = b""
-    heard: m.Message | None = None
+    said: dict[type, tuple[m.Message, bytes]] = field(default_factory=dict)
+    heard: dict[type, tuple[m.Message, bytes]] = field(default_factory=dict)
 
     def encode(self, message: m.Message) -> bytes:
-        if type(message) is not m.Heartbeat:
-            return wire.encode(message)  # type: ignore[arg-type]
-        if message != self.said:
-            self.said, self.bytes_said = message, wire.encode(message)
-        return self.bytes_said
+        known = self.said.get(type(message))
+        if known is not None and known[0] is message:
+            return known[1]
+        data = wire.encode(message)  # type: ignore[arg-type]
+        if type(message) in REPEATED:
+            self.said[type(message)] = (message, data)
+        return data
 
     def decode(self, data: bytes) -> Any:
-        """Raises FrameError. Equal bytes are equal messages, and nobody can change one."""
-        if data == self.bytes_heard and self.heard is not None:
-            return self.heard
-        message = wire.decode(data).message
-        if type(message) is m.Heartbeat:
-            self.heard, self.bytes_heard = message, data
-        return message
+        """Raises FrameError."""
+        for message, known in self.heard.values():
+            if known == data:
+                return message
+        heard = wire.decode(data).message
+        if type(heard) in REPEATED:
+            self.heard[type(heard)] = (heard, data)
+        return heard
 
 
 class Stream:
