@@ -108,6 +108,17 @@ def test_a_finished_job_calls_its_machines_back() -> None:
     assert any(isinstance(f, fx.Send) and isinstance(f.message, m.Leave) for f in effects)
 
 
+def test_a_heartbeat_that_says_nothing_new_has_no_consequences_and_a_new_one_has() -> None:
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    run = stage.coordinator.runs[JOB]
+    held = tuple(sorted(run.ctx.leases_of("w1")))
+    alike = m.Heartbeat("w1", (m.WorkerStatus(JOB, 1, held, (), "computing"),), ())
+    assert stage.handle(Heard("w1", alike)) == []
+    assert not run.heard("w1", alike, stage.now)
+    foreign = m.Heartbeat("w1", (m.WorkerStatus(JOB, 1, (*held, 99), (), "computing"),), ())
+    assert [f.message.leases for f in stage.handle(Heard("w1", foreign)) if isinstance(f, fx.Send)] == [(99,)]
+
+
 def test_a_measurement_that_is_not_a_number_is_no_measurement() -> None:
     stage = CoordinatorStage({"mode": "async", "workers": "1"})
     ctx = stage.coordinator.runs[JOB].ctx

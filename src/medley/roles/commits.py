@@ -129,11 +129,13 @@ def _complete(ctx: Context) -> list[UpdateId]:
     if roster.whole_at is None or roster.whole_at[0] != ctx.state.version or roster.whole_at[1] is not places:
         roster.whole_at = (ctx.state.version, places)
         roster.whole.clear()
-    fresh = [u for u in roster.updates if u not in roster.whole and roster.complete(u, places)]
+    staged, whole, shards = roster.staged, roster.whole, len(places)
+    fresh = [u for u in roster.updates if u not in whole and len(staged.get(u, ())) >= shards]
+    fresh = [u for u in fresh if roster.complete(u, places)]
     for update in fresh:
         if not _refuse(ctx, update):
-            roster.whole[update] = None
-    return _one_of_each(ctx, [u for u in roster.updates if u in roster.whole])
+            whole[update] = None
+    return _one_of_each(ctx, [u for u in roster.updates if u in whole])
 
 
 def _one_of_each(ctx: Context, updates: list[UpdateId]) -> list[UpdateId]:

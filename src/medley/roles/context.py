@@ -159,7 +159,7 @@ class Context:
         keep = self.plan.spec.checkpoint.keep if self.plan is not None else 1
         self.holdings.follow(self.state.samples, record)
         apply(self.state, record, keep)
-        if isinstance(record, Placed | Promoted):
+        if isinstance(record, (Placed, Promoted)):
             self.count_replicas()
 
     def leases_of(self, node: NodeId) -> set[LeaseId]:

@@ -228,12 +228,12 @@ class Coordinator:
             self.presence.beat(view, now_ns)
             self.servings.beats(node, message)
         view.heard_ns = now_ns
-        if isinstance(message, EngineUp | EngineDown | PeersSet) and message.shard == STAGE:
+        if isinstance(message, (EngineUp, EngineDown, PeersSet)) and message.shard == STAGE:
             self.servings.heard(node, message)
             return []
         for job in _jobs_in(message) if isinstance(message, Heartbeat) else (message.job,):
-            if (run := self._touch(job)) is not None:
-                run.heard(node, message, now_ns)
+            if (run := self._touch(job)) is not None and not run.heard(node, message, now_ns):
+                del self._touched[job]  # nothing follows from it
         return []
 
     def _hello(self, node: NodeId, message: Hello, now_ns: int) -> list[Effect]:

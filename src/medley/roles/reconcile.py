@@ -40,6 +40,8 @@ def compare(ctx: Context, node: NodeId, message: Hello | Heartbeat, now_ns: int)
         ctx.roster.workers.pop(node, None)
         ctx.roster.forget((node, -1))
         lose_work(ctx, node, f"{node} started anew")
+    if not fresh and not message.shards:
+        return
     shards = {s.shard: s for s in message.shards if s.job == ctx.job}
     for status in shards.values():
         _compare_shard(ctx, node, status, fresh)

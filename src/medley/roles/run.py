@@ -57,8 +57,8 @@ from medley.roles.state import RunState, apply
 
 FUTILE = 24  # engines that end, one after the other, before the job stops with the reason
 POISON = 4  # failures of one span before the job stops with the reason
-OF_WORKERS = EngineUp | EngineDown | Ready  # ... where the shard is -1
-OF_SHARDS = OF_WORKERS | PeersSet | Staged | Applied | PartWritten | PartFailed | LoadFailed
+OF_WORKERS = (EngineUp, EngineDown, Ready)  # ... where the shard is -1
+OF_SHARDS = (*OF_WORKERS, PeersSet, Staged, Applied, PartWritten, PartFailed, LoadFailed)
 
 
 class Run:
@@ -229,26 +229,33 @@ class Run:
 
     # -- what nodes say ---------------------------------------------------------------------------------------
 
-    def heard(self, node: NodeId, message: FromNode, now_ns: int) -> None:
-        """A message of this job, from a connected node."""
+    def heard(self, node: NodeId, message: FromNode, now_ns: int) -> bool:
+        """A message of this job, from a connected node; False if nothing follows from it, as from most heartbeats."""
+        if self.ctx.plan is None:
+            return False  # nobody has a part in it yet
+        self._calm = self._changes_nothing(node, message, now_ns)
+        if self._calm and not self.ctx.out:
+            self._calm = False  # `advance` is not asked
+            return False
+        return True
+
+    def _changes_nothing(self, node: NodeId, message: FromNode, now_ns: int) -> bool:
+        """True if the parts need not look at everything after it: it said nothing new, or what follows is done."""
         ctx = self.ctx
-        if ctx.plan is None:
-            return  # nobody has a part in it yet
         news, said, turnover = ctx.news, len(ctx.out), ctx.roster.turnover
-        if isinstance(message, Hello | Heartbeat):
+        if isinstance(message, (Hello, Heartbeat)):
             reconcile.compare(ctx, node, message, now_ns)
-            self._calm = isinstance(message, Heartbeat) and ctx.news == news and len(ctx.out) == said
-        elif (
-            message.job != ctx.job or message.generation != ctx.generation or self.over or self.state.state == "queued"
-        ):
-            return
-        elif self._speaks(node, message):
-            self._heard_fenced(node, message, now_ns)
-            if ctx.news == news and len(ctx.out) == said:
-                again = isinstance(message, UpdateReady) and ctx.roster.turnover == turnover
-                self._calm = again or self._settle(node, message, now_ns)
-        else:
+            return isinstance(message, Heartbeat) and ctx.news == news and len(ctx.out) == said
+        if message.job != ctx.job or message.generation != ctx.generation or self.over or self.state.state == "queued":
+            return False
+        if not self._speaks(node, message):
             ctx.out.append(Reject(node, f"{type(message).__name__} of a shard that it does not hold"))
+            return False
+        self._heard_fenced(node, message, now_ns)
+        if ctx.news != news or len(ctx.out) != said:
+            return False
+        again = isinstance(message, UpdateReady) and ctx.roster.turnover == turnover
+        return again or self._settle(node, message, now_ns)
 
     def _settle(self, node: NodeId, message: FromNode, now_ns: int) -> bool:
         """What follows from the messages that come most often, and nothing else: True if that is all there is to do.
@@ -289,7 +296,7 @@ class Run:
         place = next((p for p in self.state.places if p.shard == message.shard), None)
         if place is None:
             return False
-        return node == place.primary if isinstance(message, PartWritten | PartFailed) else node in replica_nodes(place)
+        return node == place.primary if isinstance(message, (PartWritten, PartFailed)) else node in replica_nodes(place)
 
     def _heard_fenced(self, node: NodeId, message: FromNode, now_ns: int) -> None:
         ctx = self.ctx

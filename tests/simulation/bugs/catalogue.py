@@ -345,8 +345,8 @@ RUN = [
     _bug(
         "anybody speaks of any shard",
         ROLES + "run",
-        "        elif self._speaks(node, message):\n",
-        "        elif self._speaks(node, message) or True:\n",
+        "        if not self._speaks(node, message):\n",
+        "        if False:\n",
         "S1",
         "C1",
     ),
