@@ -119,6 +119,19 @@ def test_a_heartbeat_that_says_nothing_new_has_no_consequences_and_a_new_one_has
     assert [f.message.leases for f in stage.handle(Heard("w1", foreign)) if isinstance(f, fx.Send)] == [(99,)]
 
 
+def test_a_wish_that_no_news_told_of_is_found_within_seconds() -> None:
+    """Ticks look only at what is due, but who was overlooked does not wait for ever."""
+    stage = CoordinatorStage({"mode": "async", "workers": "1"})
+    stage.event(["tick", "6"])
+    stage.coordinator.runs[JOB].ctx.roster.workers["w1"].wanting = 1
+    assert not bases(stage.event(["tick", "1"]))
+    assert bases(stage.event(["tick", "5"]))
+
+
+def bases(effects: list[fx.Effect]) -> list[m.Base]:
+    return [f.message for f in effects if isinstance(f, fx.Send) and isinstance(f.message, m.Base)]
+
+
 def test_a_measurement_that_is_not_a_number_is_no_measurement() -> None:
     stage = CoordinatorStage({"mode": "async", "workers": "1"})
     ctx = stage.coordinator.runs[JOB].ctx

@@ -121,6 +121,7 @@ class Context:
     preparing: bool = False  # a preparer is at work, whoever still waits for it
     exporting: bool = False
     news: int = 0  # counts what a part of the run may have to act on
+    granted_news: int = -1  # as of which nothing is left to be granted
     records: int = 0  # counts what was persisted
     holdings: Holdings = field(default_factory=Holdings)
     opened: tuple[int, int, dict[NodeId, list[LeaseId]]] = (-1, -1, {})  # at so many records: leases to be computed

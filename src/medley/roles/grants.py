@@ -8,7 +8,7 @@ at every shard before its worker is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heapreplace
 
 from medley.policies import backups, pace, schedule
@@ -29,15 +29,19 @@ PATIENCE = 64  # at most so many times the common limit for a worker that was sl
 
 
 def advance(ctx: Context, now_ns: int) -> None:
-    if ctx.state.state == "running":
-        if now_ns - ctx.hung_checked_ns > HUNG_CHECK_NS:
-            ctx.hung_checked_ns = now_ns
-            _revoke_hung(ctx, now_ns)
+    """Look at everybody if there is news, or now and then; otherwise time alone changes only who is late."""
+    running, check = ctx.state.state == "running", now_ns - ctx.hung_checked_ns > HUNG_CHECK_NS
+    if running and check:
+        ctx.hung_checked_ns = now_ns
+        _revoke_hung(ctx, now_ns)
+    if running and (check or ctx.news != ctx.granted_news):
         _reopen_stranded(ctx)
         grant(ctx, now_ns)
+    if running:
         _back_up(ctx, now_ns)
-    if ctx.shards_ready():
+    if (check or ctx.news != ctx.granted_news) and ctx.shards_ready():
         answer_bases(ctx, now_ns)
+    ctx.granted_news = ctx.news
 
 
 def grant(ctx: Context, now_ns: int, node: NodeId = "") -> None:
@@ -45,10 +49,9 @@ def grant(ctx: Context, now_ns: int, node: NodeId = "") -> None:
     if ctx.prepared.spec.train.sync.mode == "sync":
         _grant_rounds(ctx, now_ns)
     elif not node:
-        counts = {one: len(held) for one, held in open_leases(ctx).items()}
-        _grant_freely(ctx, now_ns, ctx.roster.ready_workers(), counts)
-    elif node in ctx.roster.workers and _free(ctx.roster.workers[node]):
-        _grant_freely(ctx, now_ns, [node], {node: len(_open_leases_of(ctx, node))})
+        _grant_freely(ctx, now_ns, ctx.roster.workers, open_leases(ctx))
+    elif node in ctx.roster.workers:
+        _grant_freely(ctx, now_ns, [node], {node: _open_leases_of(ctx, node)})
 
 
 def progress(ctx: Context) -> float:
@@ -171,11 +174,16 @@ def _late(ctx: Context, now_ns: int) -> list[Late]:
     return found
 
 
-def _grant_freely(ctx: Context, now_ns: int, nodes: list[NodeId], counts: dict[NodeId, int]) -> None:
+def _grant_freely(ctx: Context, now_ns: int, nodes: Iterable[NodeId], held: Mapping[NodeId, Sequence[LeaseId]]) -> None:
+    """Fill up those of these machines that have too few leases to compute: few do, most of the time."""
+    workers = ctx.roster.workers
+    short = sorted(n for n in nodes if len(held.get(n, ())) <= AHEAD and _free(workers[n]))
+    if not short:
+        return
     train = ctx.prepared.spec.train
     speeds = ctx.roster.speeds() if train.sync.local_steps > 1 else {}
-    for node in nodes:
-        for _ in range(counts.get(node, 0), 1 + AHEAD):
+    for node in short:
+        for _ in range(len(held.get(node, ())), 1 + AHEAD):
             steps = pace.local_steps(train.sync.local_steps, node, speeds)
             if not _grant(ctx, node, train.batch_samples * steps, 0, now_ns):
                 return

@@ -86,6 +86,7 @@ class Run:
         """It may have machines now: prepare it, or carry on where its log ends."""
         self._calm = False
         ctx = self.ctx
+        ctx.news += 1
         ctx.roster.keys_number = ctx.roster.lists.last
         ctx.count_replicas()  # one that waited when its coordinator started has its places from the log alone
         if self.state.state == "queued" and ctx.plan is not None:
@@ -107,6 +108,7 @@ class Run:
     def vault_opened(self, address: Address) -> None:
         """The vault listens (again): everyone is told."""
         ctx = self.ctx
+        ctx.news += 1
         ctx.vault = address
         for replica in ctx.roster.replicas.values():
             replica.told_peers = -1
@@ -157,6 +159,7 @@ class Run:
         """These machines train it from now on; left with none that are here, it goes back into the queue."""
         self._calm = False
         ctx = self.ctx
+        ctx.news += 1
         given_away = any(ctx.taken(node) for node in ctx.allotted - nodes)
         moving.allot(ctx, nodes, reason)
         if nodes:
@@ -208,6 +211,7 @@ class Run:
 
     def engine_said(self, report: VaultReport, now_ns: int) -> None:
         ctx = self.ctx
+        ctx.news += 1
         match report:
             case JobPrepared():
                 ctx.preparing = False
@@ -234,7 +238,9 @@ class Run:
         if self.ctx.plan is None:
             return False  # nobody has a part in it yet
         self._calm = self._changes_nothing(node, message, now_ns)
-        if self._calm and not self.ctx.out:
+        if not self._calm:
+            self.ctx.news += 1
+        elif not self.ctx.out:
             self._calm = False  # `advance` is not asked
             return False
         return True
@@ -437,6 +443,7 @@ class Run:
     def node_lost(self, node: NodeId) -> None:
         """A node's stream ended and it did not come back in time."""
         ctx = self.ctx
+        ctx.news += 1
         if ctx.plan is None:
             return
         worker = ctx.roster.workers.pop(node, None)
