@@ -37,7 +37,7 @@ from medley.protocol.engine import (
     WorkerReport,
 )
 from medley.protocol.events import EngineSaid, NodeEvent, Tick, Told
-from medley.protocol.ids import NS_PER_S, Generation, LeaseId, NodeId, UpdateId, Version, update_id
+from medley.protocol.ids import Generation, LeaseId, NodeId, UpdateId, Version, update_id
 from medley.protocol.messages import (
     Address,
     AssignWorker,
@@ -62,8 +62,7 @@ from medley.protocol.messages import (
     WorkerStatus,
 )
 from medley.roles.engine_watch import EngineWatch
-
-REPEAT_NS = 2 * NS_PER_S  # how often an unanswered wish or report is said again
+from medley.roles.patience import REPEAT_UPDATE_NS, Patience
 
 EnginePhase = Literal["down", "opening", "opened", "loading", "ready"]
 WorkPhase = Literal["idle", "wanting", "pulling", "computing", "measuring"]
@@ -74,7 +73,7 @@ class Pending:
     """A computed update whose outcome is not known."""
 
     report: UpdateReady
-    said_ns: int
+    patience: Patience
 
 
 @dataclass(slots=True)
@@ -102,7 +101,7 @@ class Worker:
     taken_base: Version = -1
     measure: Version = -1  # to be measured when there is time
     at_hand: Version = -1  # what is being pulled or measured; an answer about another version is an old one
-    wanted_ns: int = 0
+    wish: Patience = field(default_factory=lambda: Patience(0))  # for a base, while `phase` is "wanting"
     watch: EngineWatch = field(default_factory=EngineWatch)
     updates: int = 0
     address: EngineUp | None = None
@@ -178,7 +177,7 @@ class Worker:
         if self.engine == "ready":
             effects.append(Report(Ready(self.assignment.job, self.generation, -1, self.holds)))
         for pending in self.pending.values():
-            pending.said_ns = now_ns
+            pending.patience = Patience(now_ns, REPEAT_UPDATE_NS)
             effects.append(Report(pending.report))
         if self.phase == "wanting":
             effects += self._want(now_ns)
@@ -340,7 +339,7 @@ class Worker:
         self.micro_batch = report.micro_batch
         said = self._ready_report(report)
         del self.leases[self.current]
-        self.pending[report.update] = Pending(said, now_ns)
+        self.pending[report.update] = Pending(said, Patience(now_ns, REPEAT_UPDATE_NS))
         self.current, self.taken = 0, ()
         effects: list[Effect] = [Report(said), Run(Push(self.generation, report.update))]
         return effects + self._next(now_ns)
@@ -392,7 +391,7 @@ class Worker:
             self.measure = -1
             return effects + self._next(now_ns)
         if self.current in self.leases:
-            self.phase, self.wanted_ns = "wanting", now_ns
+            self.phase, self.wish = "wanting", Patience(now_ns)
             return effects
         return effects + self._next(now_ns)
 
@@ -413,6 +412,8 @@ class Worker:
             case "pull":
                 return self._pull_failed(report, now_ns)
             case "push":
+                if (pending := self.pending.get(report.subject)) is not None:
+                    pending.patience = Patience(now_ns)
                 return [Explain(self.node, f"push of {report.subject} failed: {report.reason}")]
             case "compute":
                 return self._compute_failed(report, now_ns)
@@ -452,8 +453,11 @@ class Worker:
         return self._want(now_ns)
 
     def _want(self, now_ns: int) -> list[Effect]:
-        self.wanted_ns = now_ns
-        return [Report(BaseWanted(self.assignment.job, self.generation, self.current))]
+        self.wish = Patience(now_ns)
+        return [self._wanted()]
+
+    def _wanted(self) -> Report:
+        return Report(BaseWanted(self.assignment.job, self.generation, self.current))
 
     def _measure_if_possible(self) -> list[Effect]:
         if self.engine != "ready" or self.phase not in ("idle", "wanting"):
@@ -470,11 +474,10 @@ class Worker:
         effects: list[Effect] = []
         if self.watch.hangs(self.phase, now_ns):
             return [StopEngine(f"it hangs in {self.phase}")]
-        if self.phase == "wanting" and now_ns - self.wanted_ns > REPEAT_NS:
-            effects += self._want(now_ns)
+        if self.phase == "wanting" and self.wish.is_over(now_ns):
+            effects.append(self._wanted())
         for update, pending in self.pending.items():
-            if now_ns - pending.said_ns > REPEAT_NS:
-                pending.said_ns = now_ns
+            if pending.patience.is_over(now_ns):
                 effects += [Report(pending.report), Run(Push(self.generation, update))]
         return effects
 

@@ -612,7 +612,7 @@ WORKER = [
     _bug(
         "a pull that failed is not tried again",
         ROLES + "worker",
-        '            self.phase, self.wanted_ns = "wanting", now_ns\n            return effects\n        return effects + self._next(now_ns)\n\n    def _compute_failed',
+        '            self.phase, self.wish = "wanting", Patience(now_ns)\n            return effects\n        return effects + self._next(now_ns)\n\n    def _compute_failed',
         "            return effects\n        return effects + self._next(now_ns)\n\n    def _compute_failed",
         "J5",
     ),
