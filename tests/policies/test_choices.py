@@ -185,7 +185,7 @@ def test_every_decision_has_a_reason(complete: int, expected: int, waited_s: flo
 
 @given(st.integers(1, 500), st.floats(0.01, 100), st.floats(0.01, 100))
 def test_slower_workers_get_fewer_steps(wanted: int, mine: float, other: float) -> None:
-    steps = pace.local_steps(wanted, "me", {"me": mine, "other": other})
+    steps = pace.local_steps(wanted, mine, max(mine, other))
     assert max(1, wanted // 8) <= steps <= wanted
-    assert pace.local_steps(wanted, "new", {"other": other}) == wanted
+    assert pace.local_steps(wanted, 0.0, other) == wanted  # nothing is known of it yet
     assert mine < other or steps == wanted

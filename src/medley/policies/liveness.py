@@ -17,5 +17,10 @@ def silent_too_long(intervals_ns: Sequence[int], since_last_ns: int) -> bool:
 
 def limit_ns(intervals_ns: Sequence[int], heartbeat_ns: int = NS_PER_S) -> int:
     """How long a node may be quiet; five heartbeats until its own habits are known."""
-    floor_ns = max(SILENCE_FLOOR_NS, 5 * heartbeat_ns)
+    floor_ns = least_ns(heartbeat_ns)
     return max(floor_ns, 3 * allowance_ns(intervals_ns, 8.0)) if len(intervals_ns) >= 3 else floor_ns
+
+
+def least_ns(heartbeat_ns: int) -> int:
+    """Any node may be quiet for so long."""
+    return max(SILENCE_FLOOR_NS, 5 * heartbeat_ns)

@@ -5,20 +5,14 @@ Everyone then finishes a round at about the same time; H stays within [H / 8, H]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 
-from medley.protocol.ids import NodeId
-
-
-def local_steps(wanted: int, node: NodeId, speed: Mapping[NodeId, float]) -> int:
-    """Steps for this worker's next lease; `speed` is an EWMA in tokens/s, absent until measured."""
-    if wanted <= 1 or node not in speed:
+def local_steps(wanted: int, speed: float, fastest: float) -> int:
+    """Steps for a worker's next lease; speeds are EWMAs in tokens/s, 0 until measured."""
+    if wanted <= 1 or speed <= 0:
         return wanted
-    fastest = max(speed.values())
-    return max(1, wanted // 8, min(wanted, round(wanted * speed[node] / fastest)))
+    return max(1, wanted // 8, min(wanted, round(wanted * speed / fastest)))
 
 
-def relative_speed(node: NodeId, speed: Mapping[NodeId, float]) -> float:
+def relative_speed(speed: float, fastest: float) -> float:
     """1.0 for the fastest, or while nothing was measured."""
-    fastest = max(speed.values(), default=0.0)
-    return speed[node] / fastest if fastest > 0 and node in speed else 1.0
+    return speed / fastest if speed > 0 else 1.0

@@ -29,6 +29,13 @@ class RoundView:
     allowance_ns: int
 
 
+def least(train: Train, expected: int) -> int:
+    """With fewer complete ones than this nothing is ever committed."""
+    if train.sync.mode == "async":
+        return 1
+    return expected if train.deterministic else max(1, ceil(train.sync.quorum * expected))
+
+
 def close(train: Train, view: RoundView, now_ns: int) -> Decision[bool]:
     """Commit what is complete now, or wait?"""
     if view.complete == 0:
@@ -39,7 +46,7 @@ def close(train: Train, view: RoundView, now_ns: int) -> Decision[bool]:
         return Decision(True, f"all {view.expected} are in")
     if train.deterministic:
         return Decision(False, f"deterministic: {view.complete} of {view.expected} slots are in")
-    wanted = max(1, ceil(train.sync.quorum * view.expected))
+    wanted = least(train, view.expected)
     late = now_ns - view.opened_ns > view.allowance_ns
     if view.complete >= wanted and late:
         waited_s = (now_ns - view.opened_ns) / NS_PER_S

@@ -30,10 +30,10 @@ HOPELESS = 4  # refusals for NaN in a row, without one commit between them
 
 def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> None:
     """A worker has computed an update (or says so again)."""
+    if report.update in ctx.roster.updates:
+        return
     if problem := _nonsense(ctx, report):
         ctx.out.append(Reject(node, f"update {report.update}: {problem}"))
-        return
-    if report.update in ctx.roster.updates:
         return
     verdict = _old_verdict(ctx, node, report)
     if verdict is not None:
@@ -75,7 +75,8 @@ def _old_verdict(ctx: Context, node: NodeId, report: UpdateReady) -> Outcome | N
     held = ctx.ledger.leases
     if any(n not in held or held[n].node != node for n in report.leases):
         return Outcome(job, generation, update, "drop", ctx.state.version, "its leases are no longer this worker's")
-    if grants.sent_leases(ctx) & set(report.leases):
+    sent = {n for flight in ctx.roster.sent_by(node) for n in flight.report.leases}
+    if not sent.isdisjoint(report.leases):
         return Outcome(job, generation, update, "drop", ctx.state.version, "another update has its leases")
     return None
 
@@ -123,19 +124,27 @@ def advance(ctx: Context, now_ns: int) -> None:
         _commit(ctx, complete, now_ns)
 
 
+def may_close(ctx: Context) -> bool:
+    """False if the round cannot be over yet, however many of those that are announced are here: then nobody need look.
+
+    What must be refused meanwhile is refused at the next tick.
+    """
+    train, roster = ctx.prepared.spec.train, ctx.roster
+    return len(roster.whole) + len(roster.fresh) >= rounds.least(train, _expected(ctx))
+
+
 def _complete(ctx: Context) -> list[UpdateId]:
     """Updates that every replica holds and that may be merged into the present version; others are settled here."""
     roster, places = ctx.roster, ctx.state.places
     if roster.whole_at is None or roster.whole_at[0] != ctx.state.version or roster.whole_at[1] is not places:
         roster.whole_at = (ctx.state.version, places)
         roster.whole.clear()
-    staged, whole, shards = roster.staged, roster.whole, len(places)
-    fresh = [u for u in roster.updates if u not in whole and len(staged.get(u, ())) >= shards]
-    fresh = [u for u in fresh if roster.complete(u, places)]
-    for update in fresh:
+        roster.fresh = dict.fromkeys(roster.updates)
+    fresh, roster.fresh = roster.fresh, {}
+    for update in [u for u in fresh if roster.complete(u, places)]:
         if not _refuse(ctx, update):
-            whole[update] = None
-    return _one_of_each(ctx, [u for u in roster.updates if u in whole])
+            roster.whole[update] = None
+    return _one_of_each(ctx, [u for u in roster.updates if u in roster.whole])
 
 
 def _one_of_each(ctx: Context, updates: list[UpdateId]) -> list[UpdateId]:
@@ -159,11 +168,14 @@ def _awaits_measurement(ctx: Context) -> bool:
 
 
 def _view(ctx: Context, complete: Sequence[UpdateId], now_ns: int) -> RoundView:
-    first = min(ctx.roster.updates[u].arrived_ns for u in complete)
+    expected = _expected(ctx)
+    # Time counts only where enough are here.
+    enough = len(complete) >= rounds.least(ctx.prepared.spec.train, expected)
+    first = min([ctx.roster.updates[u].arrived_ns for u in complete]) if enough else now_ns
     if ctx.allowance[0] != ctx.state.version:
         grace_ns = allowance_ns(list(ctx.arrivals_ns), ctx.prepared.spec.train.sync.grace_mad)
         ctx.allowance = (ctx.state.version, grace_ns)
-    return RoundView(_here(ctx, complete), _expected(ctx), ctx.round_opened_ns, first, ctx.allowance[1])
+    return RoundView(_here(ctx, complete), expected, ctx.round_opened_ns, first, ctx.allowance[1])
 
 
 def _here(ctx: Context, complete: Sequence[UpdateId]) -> int:
@@ -187,7 +199,7 @@ def _expected(ctx: Context) -> int:
 def _granted(ctx: Context) -> int:
     """Leases of rounds up to the present one that may still be merged in it; elsewhere, nodes that hold any."""
     if ctx.prepared.spec.train.sync.mode != "sync":
-        return len({h.node for h in ctx.ledger.leases.values() if not h.carried})
+        return len(ctx.holdings.look(ctx.ledger).owing)
     number, workers = ctx.state.version + 1, ctx.roster.workers.values()
     # What was begun before the last commit will be refused when it comes: nobody waits for it.
     late = {n for w in workers for n, at_ns in w.begun.items() if at_ns < ctx.round_opened_ns}
@@ -201,8 +213,8 @@ def _staleness(ctx: Context, update: UpdateId) -> int:
 
 def _bound(ctx: Context, update: UpdateId) -> int:
     sync = ctx.prepared.spec.train.sync
-    adaptive = sync.staleness_adaptive  # only then do speeds matter, and all of them
-    speed = pace.relative_speed(ctx.roster.updates[update].node, ctx.roster.speeds()) if adaptive else 1.0
+    worker = ctx.roster.workers.get(ctx.roster.updates[update].node) if sync.staleness_adaptive else None
+    speed = pace.relative_speed(worker.tokens_per_s, ctx.roster.fastest()) if worker is not None else 1.0
     return staleness.bound(sync, speed)
 
 

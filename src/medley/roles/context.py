@@ -96,7 +96,9 @@ class Context:
     moving: bool = False  # shards go to other machines at the next checkpoint
     leaving: str = ""  # it gives up all machines at the next checkpoint, and why
     leaving_ns: int = 0
+    looked_ns: int = 0  # when everybody was last considered for leases, news or not
     hung_checked_ns: int = 0
+    hung_ns: int = 0  # how long a lease may take, as of then; 0 while too few are known
     seeding: int = -1  # the shard that gets a new backup
     seeded_ns: int = 0
     tries: int = 0  # of preparing or exporting
@@ -122,6 +124,7 @@ class Context:
     exporting: bool = False
     news: int = 0  # counts what a part of the run may have to act on
     granted_news: int = -1  # as of which nothing is left to be granted
+    introduced: tuple[int, int, int] = (-1, -1, -1)  # news, and lists of keys, as of which everybody knows everybody
     records: int = 0  # counts what was persisted
     holdings: Holdings = field(default_factory=Holdings)
     opened: tuple[int, int, dict[NodeId, list[LeaseId]]] = (-1, -1, {})  # at so many records: leases to be computed
@@ -227,7 +230,7 @@ class Context:
 
     def unfit_reason(self, node: NodeId) -> str:
         """Why this machine, in its present life, cannot train this job; empty if it may."""
-        view = self.pool.get(node)
+        view = self.pool.get(node) if self.unfit else None
         return self.unfit.get((node, view.boot), "") if view is not None else ""
 
     # -- shards -----------------------------------------------------------------------------------------------
@@ -260,8 +263,8 @@ class Context:
         owners = self.pins.get(version)
         if owners is None:
             return
-        if owner in owners and (len(owners) == 1 or version != self.state.version):
-            self.news += 1
+        if owner in owners and version != self.state.version:
+            self.news += 1  # nobody begins from the present one while an older one is pinned
         owners.discard(owner)
         if not owners:
             del self.pins[version]
@@ -276,7 +279,7 @@ class Context:
             self.saving = None
 
     def unpin_everything_of(self, owner: str) -> None:
-        for version in list(self.pins):
+        for version in [v for v, owners in self.pins.items() if owner in owners]:
             self.unpin(version, owner)
 
     def drop_update(self, update: str) -> None:

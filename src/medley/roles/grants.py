@@ -22,16 +22,19 @@ from medley.roles.context import CHECKPOINT, MEASUREMENT, Context
 from medley.roles.roster import WorkerView
 
 AHEAD = 1  # leases beyond the one being computed
-HUNG_CHECK_NS = 5 * NS_PER_S
+LOOK_NS = 5 * NS_PER_S
 HUNG_FLOOR_NS = 30 * NS_PER_S
+HUNG_LOOKS = 6  # at least, before a lease that takes too long has taken a sixth longer than it may
 SAMPLES = 3  # durations known before anything is late; until then only an engine that stands still ends a lease
 PATIENCE = 64  # at most so many times the common limit for a worker that was slow before
 
 
 def advance(ctx: Context, now_ns: int) -> None:
     """Look at everybody if there is news, or now and then; otherwise time alone changes only who is late."""
-    running, check = ctx.state.state == "running", now_ns - ctx.hung_checked_ns > HUNG_CHECK_NS
-    if running and check:
+    running, check = ctx.state.state == "running", now_ns - ctx.looked_ns > LOOK_NS
+    if check:
+        ctx.looked_ns = now_ns
+    if running and now_ns - ctx.hung_checked_ns > (ctx.hung_ns or HUNG_FLOOR_NS) // HUNG_LOOKS:
         ctx.hung_checked_ns = now_ns
         _revoke_hung(ctx, now_ns)
     if running and (check or ctx.news != ctx.granted_news):
@@ -181,10 +184,10 @@ def _grant_freely(ctx: Context, now_ns: int, nodes: Iterable[NodeId], held: Mapp
     if not short:
         return
     train = ctx.prepared.spec.train
-    speeds = ctx.roster.speeds() if train.sync.local_steps > 1 else {}
+    fastest = ctx.roster.fastest() if train.sync.local_steps > 1 else 0.0
     for node in short:
         for _ in range(len(held.get(node, ())), 1 + AHEAD):
-            steps = pace.local_steps(train.sync.local_steps, node, speeds)
+            steps = pace.local_steps(train.sync.local_steps, workers[node].tokens_per_s, fastest)
             if not _grant(ctx, node, train.batch_samples * steps, 0, now_ns):
                 return
 
@@ -210,12 +213,14 @@ def answer_bases(ctx: Context, now_ns: int, among: Iterable[NodeId] | None = Non
     if any(v != version and owners - {CHECKPOINT, MEASUREMENT} for v, owners in ctx.pins.items()):
         return  # one older version may be pinned besides a checkpoint's and a measurement's: that bounds memory
     workers = ctx.roster.workers
-    waiting = [n for n in (workers if among is None else among) if workers[n].wanting and _free(workers[n])]
+    waiting = [n for n in (workers if among is None else among) if workers[n].wanting and _may_begin(ctx, workers[n])]
+    if not waiting:
+        return
     held = open_leases(ctx) if len(waiting) > 1 else {n: _open_leases_of(ctx, n) for n in waiting}
-    lr = rate(ctx) if waiting else 0.0
+    lr = rate(ctx)
     for node in sorted(waiting):
         worker = workers[node]
-        lease = _next_lease(ctx, node, held.get(node, []))
+        lease = _next_lease(ctx, held.get(node, []))
         if lease is None:
             continue
         ctx.pin(version, node)
@@ -229,22 +234,26 @@ def _free(worker: WorkerView) -> bool:
     return worker.ready and not worker.hung
 
 
-def _next_lease(ctx: Context, node: NodeId, wanted: list[LeaseId]) -> LeaseId | None:
-    """What this worker may begin now: of the earliest round, and only while it has not too much unsettled."""
+def _may_begin(ctx: Context, worker: WorkerView) -> bool:
+    """Outside of rounds, only who has not too much unsettled."""
+    sync = ctx.prepared.spec.train.sync
+    return _free(worker) and (sync.mode == "sync" or len(ctx.roster.sent_by(worker.node)) < sync.in_flight)
+
+
+def _next_lease(ctx: Context, wanted: list[LeaseId]) -> LeaseId | None:
+    """What a worker that holds these may begin now: of the earliest round."""
     if ctx.state.state != "running":
         return None
-    sync = ctx.prepared.spec.train.sync
     leases = ctx.ledger.leases
-    if sync.mode == "sync":
+    if ctx.prepared.spec.train.sync.mode == "sync":
         wanted = [n for n in wanted if leases[n].round <= ctx.state.version + 1]
-    elif len(ctx.roster.sent_by(node)) >= sync.in_flight:
-        return None
     return min(wanted, key=lambda n: (leases[n].round, n), default=None)
 
 
 def _revoke_hung(ctx: Context, now_ns: int) -> None:
     """A lease that takes far longer than leases do is given to somebody else, and so is all that waits behind it."""
     common = max(HUNG_FLOOR_NS, 4 * allowance_ns(list(ctx.lease_times_ns), 10.0))
+    ctx.hung_ns = common if len(ctx.lease_times_ns) >= SAMPLES else 0
     sent = sent_leases(ctx)
     for worker in ctx.roster.workers.values():
         worker.begun = {n: t for n, t in worker.begun.items() if n in ctx.ledger.leases and n not in sent}

@@ -19,6 +19,7 @@ class Holdings:
 
     of: dict[NodeId, set[LeaseId]] = field(default_factory=dict)
     rounds: dict[int, int] = field(default_factory=dict)  # leases of each round, without carried ones and second copies
+    owing: dict[NodeId, int] = field(default_factory=dict)  # leases of each machine that has any, without carried ones
     current: bool = False
     committed: tuple[object, int] = (None, 0)  # samples in this list of spans
 
@@ -39,7 +40,7 @@ class Holdings:
     def look(self, ledger: LedgerState) -> Holdings:
         """The same, as the ledger has it now."""
         if not self.current:
-            self.of, self.rounds, self.current = {}, {}, True
+            self.of, self.rounds, self.owing, self.current = {}, {}, {}, True
             for number, lease in ledger.leases.items():
                 self._add(number, lease)
         return self
@@ -52,10 +53,16 @@ class Holdings:
 
     def _add(self, number: LeaseId, lease: HeldLease) -> None:
         self.of.setdefault(lease.node, set()).add(number)
+        if not lease.carried:
+            self.owing[lease.node] = self.owing.get(lease.node, 0) + 1
         if not lease.carried and not lease.backs:
             self.rounds[lease.round] = self.rounds.get(lease.round, 0) + 1
 
     def _remove(self, number: LeaseId, lease: HeldLease) -> None:
         self.of[lease.node].discard(number)
+        if not lease.carried:
+            self.owing[lease.node] -= 1
+            if not self.owing[lease.node]:
+                del self.owing[lease.node]
         if not lease.carried and not lease.backs:
             self.rounds[lease.round] -= 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 
-from medley.policies.liveness import limit_ns
+from medley.policies.liveness import least_ns, limit_ns
 from medley.protocol.ids import NS_PER_S, NodeId
 from medley.roles.allotment import AWAY_NS
 from medley.roles.context import NodeView
@@ -24,6 +24,7 @@ class Presence:
     def __init__(self, pool: dict[NodeId, NodeView], heartbeat_ns: int) -> None:
         self._pool = pool
         self._heartbeat_ns = heartbeat_ns
+        self._least_ns = least_ns(heartbeat_ns)
         self._intervals: dict[NodeId, deque[int]] = {}
         self._away: set[NodeId] = set()
         self._gone: deque[tuple[int, NodeId]] = deque()  # when a machine that was given up stops being anybody's
@@ -73,7 +74,9 @@ class Presence:
             self._watched.discard(view.node)
             if not view.connected:
                 continue
-            patience_ns = limit_ns(self._intervals.get(view.node, ()), self._heartbeat_ns)
+            patience_ns = self._least_ns
+            if now_ns - view.heard_ns > patience_ns:
+                patience_ns = limit_ns(self._intervals.get(view.node, ()), self._heartbeat_ns)
             if now_ns - view.heard_ns <= patience_ns:
                 self._look(view.node, view.heard_ns + patience_ns)
             else:

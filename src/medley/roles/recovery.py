@@ -179,12 +179,14 @@ def _enlist(ctx: Context) -> None:
             key = (node, place.shard)
             if key not in ctx.roster.replicas and key not in ctx.lost_shards and _connected(ctx, node):
                 ctx.roster.replicas[key] = ReplicaView(node, place.shard)
+                ctx.news += 1
                 ctx.send(node, _shard_assignment(ctx, place))
     if len(ctx.roster.workers) >= len(ctx.allotted):
         return
     for node in sorted(ctx.allotted - ctx.roster.workers.keys()):
         if _connected(ctx, node) and may_train(ctx, node):
             ctx.roster.workers[node] = WorkerView(node)
+            ctx.news += 1
             ctx.been.add(node)
             threads = ctx.prepared.spec.train.threads
             ctx.send(node, AssignWorker(ctx.job, ctx.generation, ctx.state.plan, threads))
@@ -207,8 +209,10 @@ def _shard_assignment(ctx: Context, place: ShardPlace) -> AssignShard:
 def _introduce(ctx: Context) -> None:
     """Keys to shards, backups to primaries, routes to workers: each when the other side is ready for it."""
     roster = ctx.roster
-    if roster.vault_number < 0:
+    stamp = (ctx.news, roster.vault_number, roster.keys_number)
+    if roster.vault_number < 0 or ctx.introduced == stamp:
         return
+    ctx.introduced = stamp
     number = min(roster.vault_number, roster.keys_number)
     for replica in roster.replicas.values():
         known = roster.numbers.get((replica.node, replica.shard))

@@ -82,6 +82,7 @@ class Roster:
     staged: dict[UpdateId, dict[Engine, HeldUpdate]] = field(default_factory=dict)
     whole: dict[UpdateId, None] = field(default_factory=dict)  # found complete and acceptable, as of `whole_at`
     whole_at: tuple[Version, list[ShardPlace]] | None = None
+    fresh: dict[UpdateId, None] = field(default_factory=dict)  # announced or staged since then
     orphans_ns: int = 0  # when orphans were looked for
     turnover: int = 0  # counts updates that were announced or dropped
     known_routes: tuple[Route, ...] = ()  # the same object for as long as nothing moves
@@ -103,7 +104,7 @@ class Roster:
     def forget(self, engine: Engine) -> None:
         self.addresses.pop(engine, None)
         self.numbers.pop(engine, None)
-        self.whole.clear()
+        self.whole_at = None
         for held in self.staged.values():
             held.pop(engine, None)
 
@@ -137,6 +138,7 @@ class Roster:
         if known.get(engine) == held:
             return False
         known[engine] = held
+        self.fresh[held.update] = None
         return True
 
     def refuse(self, update: UpdateId) -> None:
@@ -148,6 +150,7 @@ class Roster:
     def announce(self, flight: InFlight) -> None:
         self.turnover += 1
         self.updates[flight.report.update] = flight
+        self.fresh[flight.report.update] = None
         self.sent.setdefault(flight.node, {})[flight.report.update] = flight
 
     def sent_by(self, node: NodeId) -> Collection[InFlight]:
@@ -176,6 +179,10 @@ class Roster:
 
     def ready_workers(self) -> list[NodeId]:
         return sorted(n for n, w in self.workers.items() if w.ready and not w.hung)
+
+    def fastest(self) -> float:
+        """Of all workers, in tokens/s; 0 while nothing was measured."""
+        return max([w.tokens_per_s for w in self.workers.values()], default=0.0)
 
     def speeds(self) -> dict[NodeId, float]:
         return {n: w.tokens_per_s for n, w in self.workers.items() if w.tokens_per_s > 0}

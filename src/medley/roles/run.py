@@ -50,7 +50,7 @@ from medley.protocol.messages import (
     UpdateReady,
 )
 from medley.protocol.records import TERMINAL, CheckpointDamaged, JobRecord, Prepared, StateChanged
-from medley.roles import commits, grants, moving, reconcile, recovery, saving
+from medley.roles import commits, grants, ledger, moving, reconcile, recovery, saving
 from medley.roles.context import Context, NodeView, Shared
 from medley.roles.roster import ReplicaView, WorkerView, replica_nodes
 from medley.roles.state import RunState, apply
@@ -235,12 +235,16 @@ class Run:
 
     def heard(self, node: NodeId, message: FromNode, now_ns: int) -> bool:
         """A message of this job, from a connected node; False if nothing follows from it, as from most heartbeats."""
-        if self.ctx.plan is None:
+        ctx, news = self.ctx, self.ctx.news
+        if ctx.plan is None:
             return False  # nobody has a part in it yet
         self._calm = self._changes_nothing(node, message, now_ns)
         if not self._calm:
-            self.ctx.news += 1
-        elif not self.ctx.out:
+            ctx.news += 1
+            return True
+        if ctx.news != news and not ledger.exhausted(ctx.ledger):
+            ctx.news = news  # what it led to is done
+        if not ctx.out:
             self._calm = False  # `advance` is not asked
             return False
         return True
@@ -258,8 +262,8 @@ class Run:
             ctx.out.append(Reject(node, f"{type(message).__name__} of a shard that it does not hold"))
             return False
         self._heard_fenced(node, message, now_ns)
-        if ctx.news != news or len(ctx.out) != said:
-            return False
+        if ctx.news != news or (len(ctx.out) != said and not isinstance(message, BaseHeld)):
+            return False  # all that is said for a base that is held is that it need not be kept
         again = isinstance(message, UpdateReady) and ctx.roster.turnover == turnover
         return again or self._settle(node, message, now_ns)
 
@@ -289,7 +293,7 @@ class Run:
     def _is_merged_later(self, message: Staged, now_ns: int) -> bool:
         """One more part is here, and nothing can be committed yet."""
         ctx = self.ctx
-        if ctx.roster.complete(message.update, self.state.places):
+        if ctx.roster.complete(message.update, self.state.places) and commits.may_close(ctx):
             news = ctx.news
             commits.advance(ctx, now_ns)
             return ctx.news == news

@@ -47,7 +47,7 @@ COMMITS = [
     _bug(
         "two updates may name one lease",
         ROLES + "commits",
-        "    if grants.sent_leases(ctx) & set(report.leases):\n",
+        "    if not sent.isdisjoint(report.leases):\n",
         "    if False:\n",
         "T1",
         "D1",
@@ -151,7 +151,7 @@ GRANTS = [
         "leases[n].round <= ctx.state.version + 2]",
         "T3",
     ),
-    _bug("one more in flight than allowed", ROLES + "grants", ">= sync.in_flight:", "> sync.in_flight:", "S3"),
+    _bug("one more in flight than allowed", ROLES + "grants", ") < sync.in_flight)", ") <= sync.in_flight)", "S3"),
     _bug(
         "any number of versions is pinned",
         ROLES + "grants",
