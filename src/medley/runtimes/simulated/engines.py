@@ -197,7 +197,7 @@ class WorkerEngine:
             if key in self.moving or (there is not None and command.update in there.staged):
                 continue
             self.moving.add(key)
-            nbytes = sum(update.result.nbytes[i] for i in route.blocks)
+            nbytes = sum([update.result.nbytes[i] for i in route.blocks])
             sent = Pushing(self, command, route, key, base.world.kernel.now)
             target = base.world.node_of(route.primary)
             base.world.move(base.node.name, target, nbytes, sent.arrived, (base.address.endpoint, key[1]))
@@ -330,5 +330,5 @@ class Pushing:
         assert shard is not None
         base.busy("push", self.start_ns)
         parts = {i: update.result.blocks[i] for i in self.route.blocks}
-        nbytes = sum(update.result.nbytes[i] for i in self.route.blocks)
+        nbytes = sum([update.result.nbytes[i] for i in self.route.blocks])
         shard.stage(command.generation, command.update, parts, nbytes, update.finite)

@@ -11,7 +11,7 @@ tensor plane does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, inf, log, log2
 from random import Random
 
@@ -27,7 +27,7 @@ WINDOW_NBYTES = 10 * MSS_NBYTES  # TCP's initial window (RFC 6928): less than th
 CHUNK_NBYTES = 1 << 20  # what a broken transfer may have to send again, at most
 STALLED_NS = 10 * S  # a transfer that moves nothing for so long is given up
 DRAWS = 256  # of transfers of one size on alike paths, after which one of them is taken again: drawing costs flights
-POOLS_MAX = 1024
+POOLS_MAX = 1024  # sizes of transfers on alike paths, and kinds of paths
 EVERYONE = "*"
 
 
@@ -79,6 +79,7 @@ class _Path:
     conditions: Conditions
     random: Random  # the sender's
     stream: Stream | None = None  # of transfers, where anything but bandwidth is in their way; its window stays warm
+    draws: dict[int, list[float]] = field(default_factory=dict)  # by size: what transfers on alike paths took
 
 
 class Network:
@@ -91,7 +92,7 @@ class Network:
         self.blocked: set[tuple[NodeId, NodeId]] = set()  # (from, to); EVERYONE stands for all
         self.transfers: dict[Transfer, None] = {}
         self._paths: dict[tuple[NodeId, NodeId, str], _Path] = {}
-        self._draws: dict[tuple[Conditions, int], list[float]] = {}
+        self._draws: dict[Conditions, dict[int, list[float]]] = {}
 
     def add(self, name: NodeId, conditions: Conditions, overrides: dict[str, Conditions] | None = None) -> None:
         """Hang a machine in, or change what its link does."""
@@ -174,7 +175,7 @@ class Network:
             return transfer
         way = self._path(source, target, "ps_sync")
         if way.stream is not None:
-            first_ns, rate = self._drawn(way, way.stream, self.accesses[source].random, nbytes)
+            first_ns, rate = self._drawn(way, way.stream, nbytes)
         else:
             rate = way.stream_bytes_per_s
             first_ns = self.delay_ns(source, target, "ps_sync", 0) + _ramp_ns(way.rtt_ns, nbytes, rate)
@@ -186,7 +187,7 @@ class Network:
             self.kernel.after(first_ns, self._begin, transfer)
         return transfer
 
-    def _drawn(self, way: _Path, stream: Stream, random: Random, nbytes: int) -> tuple[int, float]:
+    def _drawn(self, way: _Path, stream: Stream, nbytes: int) -> tuple[int, float]:
         """When the first byte of a transfer arrives, and the rate of all that TCP makes of it on links of its own."""
         draws = self._pool(way, nbytes)
         if len(draws) < DRAWS:
@@ -194,7 +195,7 @@ class Network:
             took_s = transfer_s(stream, now_s, nbytes, lambda: steady_bytes_per_s(conditions, "up"))
             draws.append(took_s)
         else:
-            took_s = draws[int(random.random() * DRAWS)]
+            took_s = draws[int(way.random.random() * DRAWS)]
         first_s = min(took_s, way.rtt_ns / 2 / S)
         return int(first_s * S), max(1, nbytes) / max(took_s - first_s, 1e-9)
 
@@ -202,9 +203,12 @@ class Network:
         """What was drawn so far for transfers of this size; nothing where the time of day matters."""
         if way.conditions.down_s > 0:
             return []
-        if len(self._draws) >= POOLS_MAX and (way.conditions, nbytes) not in self._draws:
-            self._draws.clear()
-        return self._draws.setdefault((way.conditions, nbytes), [])
+        found = way.draws.get(nbytes)
+        if found is None:
+            if len(way.draws) >= POOLS_MAX:
+                way.draws.clear()
+            found = way.draws[nbytes] = []
+        return found
 
     def end_socket(self, end: str) -> None:
         """This socket is closed: what moves to or from it breaks."""
@@ -317,6 +321,8 @@ class Network:
         stream = None
         if kind == "ps_sync" and not plain:
             both, cycles, stream = _streamed(both, cycles, a.random)
+        if len(self._draws) >= POOLS_MAX:
+            self._draws.clear()
         return _Path(
             max(2 * LAN_NS, int(both.rtt_ms * MS)),
             both.jitter_ms * MS,
@@ -329,6 +335,7 @@ class Network:
             both,
             a.random,
             stream,
+            self._draws.setdefault(both, {}) if stream is not None else {},
         )
 
 

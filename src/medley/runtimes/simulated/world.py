@@ -29,7 +29,7 @@ from medley.runtimes.simulated.disk import Disk
 from medley.runtimes.simulated.durations import Durations, Invented, charged
 from medley.runtimes.simulated.facts import Fact, Observer
 from medley.runtimes.simulated.job import Job, Kept, make_job
-from medley.runtimes.simulated.kernel import MS, Kernel, S
+from medley.runtimes.simulated.kernel import MS, Kernel, S, seldom_collected
 from medley.runtimes.simulated.network import Network
 from medley.runtimes.simulated.node import Clock, Key, Node
 from medley.runtimes.simulated.setup import Arrival, Machine, Setup, Workload
@@ -101,7 +101,8 @@ class World:
     def run(self, until_ns: int, stop: Callable[[], bool] | None = None) -> bool:
         """Go on until `stop` (asked after each event) or the time is over; True for the former."""
         self.start()
-        stopped = self.kernel.run(until_ns, stop)
+        with seldom_collected():
+            stopped = self.kernel.run(until_ns, stop)
         self._flush_control()
         return stopped
 
