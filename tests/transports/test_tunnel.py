@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import grpc.aio
 import pytest
+from tests.transports.shaping_setup import virtually
 from tests.transports.tunnel_setup import PATIENT, Bench, bench, dial, engine
 from tests.waiting import until_async
 
@@ -20,6 +21,7 @@ from medley.protocol.errors import PeerError
 from medley.transports.identity import Authority
 from medley.transports.tunnel.contract import Place, Why, pipe_name
 from medley.transports.tunnel.line import Line
+from medley.transports.tunnel.pump import pump
 
 DEADLINE_S = 90
 MIB = 1024 * 1024
@@ -184,6 +186,28 @@ async def test_a_pipe_in_which_nothing_moves_is_closed(tmp_path: Path) -> None:
         async with asyncio.timeout(DEADLINE_S):
             assert await reader.read() == b""
         writer.close()
+
+
+class Late:
+    """An end that speaks in the very moment in which its pipe's patience ends."""
+
+    async def read(self) -> bytes:
+        spoken = asyncio.Event()
+        # In the same turn of the loop as the timeout, and before it.
+        asyncio.get_running_loop().call_later(PATIENT.idle_s - 1e-10, spoken.set)
+        await spoken.wait()
+        return b"late"
+
+    async def write(self, data: bytes) -> None:
+        return
+
+    async def finish(self) -> bool:
+        return True
+
+
+def test_bytes_that_come_as_patience_ends_are_no_fault() -> None:
+    """A fault in one pipe would end its node's gate, and with it the node."""
+    assert virtually(pump(Late(), Late(), PATIENT)) == "nothing moved"
 
 
 # -- who is refused ---------------------------------------------------------------------------------------------------

@@ -133,5 +133,6 @@ async def _carry(source: End, target: End, patience: asyncio.Timeout, limits: Li
     loop = asyncio.get_running_loop()
     while data := await source.read():
         await target.write(data)
-        patience.reschedule(loop.time() + limits.idle_s)
+        if not patience.expired():  # bytes may come in the very moment in which it ends
+            patience.reschedule(loop.time() + limits.idle_s)
     return await target.finish()
