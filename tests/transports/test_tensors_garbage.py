@@ -165,6 +165,18 @@ async def test_credit_nonsense_from_an_asker_is_harmless(scene: Scene) -> None:
     await until_async(lambda: scene.shelf.calls["released"] == 1)
 
 
+async def test_who_asks_and_then_says_nothing_holds_nothing_for_long() -> None:
+    shelf = Shelf(stock={"b": [DATA]})
+    limits = Limits(silence_s=1.0)
+    async with await TensorPlane.open("127.0.0.1", identity=None, limits=limits, handler=shelf) as plane:
+        raw = Raw(plane.endpoint)
+        await raw.send(Frame(Type.ASK, 1), encode_header(ask_for("b")))
+        await raw.hear(Type.ACCEPT)
+        assert (await raw.hear(Type.REFUSE))[1] == b"the asker fell silent"
+        await until_async(lambda: shelf.calls["released"] == 1)
+        raw.context.destroy(0)
+
+
 async def test_too_many_open_transfers_are_told_to_wait(scene: Scene) -> None:
     scene.shelf.gate = asyncio.Event()
     for number in range(1, 80):

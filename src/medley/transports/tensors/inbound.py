@@ -212,7 +212,7 @@ class Supply:
             pump(self.outgoing, self.host, self, now)
 
     def tick(self, now: float) -> None:
-        if self.outgoing is None:
+        if self.source is None:
             self.link.send(Frame(Type.WORKING, self.transfer))
             return
         self.flush(now)
