@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import xxhash
@@ -14,7 +15,7 @@ import zmq.asyncio
 from tests.transports.tensors_setup import FAST, Shelf, ask_for, header_of, peer_of
 from tests.waiting import until_async
 
-from medley.transports.tensors import Limits, TensorPlane
+from medley.transports.tensors import Curve, Limits, TensorPlane
 from medley.transports.tensors.wire import Flag, Frame, Type, decode_frame, encode_header
 
 DATA = bytes(range(256)) * 40
@@ -23,10 +24,12 @@ DATA = bytes(range(256)) * 40
 class Raw:
     """A DEALER that writes frames by hand."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, identity: Curve | None = None, server_key: bytes = b"") -> None:
         self.context = zmq.asyncio.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        if identity is not None:
+            identity.apply_as_client(self.socket, server_key)
         self.socket.connect(endpoint)
 
     async def send(self, frame: Frame, *payload: bytes) -> None:
@@ -50,6 +53,16 @@ class Raw:
                 raw, *body = await self.socket.recv_multipart()
                 if (frame := decode_frame(raw)).type is wanted:
                     return frame, b"".join(body)
+
+
+@asynccontextmanager
+async def raws(count: int, endpoint: str, identity: Curve | None = None, key: bytes = b"") -> AsyncIterator[list[Raw]]:
+    made = [Raw(endpoint, identity, key) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for raw in made:
+            raw.context.destroy(0)
 
 
 class Scene:
@@ -184,6 +197,41 @@ async def test_too_many_open_transfers_are_told_to_wait(scene: Scene) -> None:
     refused, why = await scene.raw.hear(Type.REFUSE)
     assert refused.flags == Flag.BUSY
     assert why == b"too many open transfers"
+
+
+async def test_a_peer_opens_no_more_over_several_connections() -> None:
+    shelf, ours, theirs = Shelf(stock={"b": [DATA]}), Curve.generate(), Curve.generate()
+    limits, allow = Limits(transfers_per_peer=2), lambda key: key == theirs.public_key
+    opening = TensorPlane.open("127.0.0.1", identity=ours, limits=limits, allow=allow, handler=shelf)
+    async with await opening as plane, raws(2, plane.endpoint, theirs, ours.public_key) as (first, second):
+        for number in (1, 2):
+            await first.send(Frame(Type.ASK, number), encode_header(ask_for("b")))
+            await first.hear(Type.ACCEPT)
+        await second.send(Frame(Type.ASK, 1), encode_header(ask_for("b")))
+        assert (await second.hear(Type.REFUSE))[1] == b"too many open transfers"
+
+
+async def test_all_peers_together_hold_no_more_open_than_allowed() -> None:
+    shelf, limits = Shelf(stock={"b": [DATA]}), Limits(transfers=2)
+    opening = TensorPlane.open("127.0.0.1", identity=None, limits=limits, handler=shelf)
+    async with await opening as plane, raws(3, plane.endpoint) as (*some, one_too_many):
+        for raw in some:
+            await raw.send(Frame(Type.ASK, 1), encode_header(ask_for("b")))
+            await raw.hear(Type.ACCEPT)
+        await one_too_many.send(Frame(Type.ASK, 1), encode_header(ask_for("b")))
+        assert (await one_too_many.hear(Type.REFUSE))[1] == b"too many open transfers"
+
+
+async def test_a_connection_too_many_holds_nothing_open() -> None:
+    """It is not among those that are watched, so what it asked for would never be let go."""
+    shelf, limits = Shelf(stock={"b": [DATA]}), Limits(transfers=1)
+    opening = TensorPlane.open("127.0.0.1", identity=None, limits=limits, handler=shelf)
+    async with await opening as plane, raws(5, plane.endpoint) as (*some, one_too_many):
+        for raw in some:
+            await raw.send(Frame(Type.ASK, 1), encode_header(ask_for("no such")))
+            await raw.hear(Type.REFUSE)
+        await one_too_many.send(Frame(Type.ASK, 2), encode_header(ask_for("b")))
+        assert (await one_too_many.hear(Type.REFUSE))[1] == b"too many connections"
 
 
 async def test_what_a_vanished_peer_left_is_dropped_when_there_is_too_much_of_it() -> None:

@@ -26,18 +26,21 @@ class Arrivals:
         self._revoked: set[bytes] = set()
 
     def link_of(self, route: bytes, head: zmq.Frame, frame: Frame, now: float) -> Link:
-        """The link a frame came over. `FrameError` when its key was revoked."""
+        """The link a frame came over. `FrameError` when its key was revoked, or it would be a link too many."""
         key = self._key_of(head)
         link = self._links.get(route)
         if link is None or link.key != key or link.lost:
             if link is not None:
                 self._lose(link, now)
             link = Link(self._router, (route,), key, self._host.counters)
-            if frame.type in (Type.OFFER, Type.ASK) and len(self._links) < 4 * self._limits.transfers:
-                self._links[route] = link
         if key in self._revoked:
             link.refuse(frame.transfer, "this key was revoked")
             raise FrameError("a frame from a revoked key")
+        if frame.type in (Type.OFFER, Type.ASK) and route not in self._links:
+            if len(self._links) >= 4 * self._limits.transfers:
+                link.refuse(frame.transfer, "too many connections", busy=True)
+                raise FrameError("a connection too many")
+            self._links[route] = link
         return link
 
     def poster(self, head: zmq.Frame) -> bytes:
@@ -95,13 +98,23 @@ class Arrivals:
 
     def _open(self, link: Link, frame: Frame, header: Header, now: float) -> None:
         limits = self._limits
-        if len(link.transfers) >= limits.transfers_per_peer or self._host.load["handler_calls"] >= limits.transfers:
+        if self._is_full(link):
             link.refuse(frame.transfer, "too many open transfers", busy=True)
         elif frame.type is Type.ASK:
             most = min(limits.chunk_nbytes, frame.length or limits.chunk_nbytes)
             Supply(self._host, self._handler, header, link, frame.transfer, most, now).open(now)
         else:
             self._open_reception(link, frame.transfer, header, now)
+
+    def _is_full(self, link: Link) -> bool:
+        """Whether its peer, or all together, hold open as much as they may. Without keys a connection is a peer."""
+        limits, links = self._limits, self._links.values()
+        its = [one for one in links if one is link or (self._authenticated and one.key == link.key)]
+        return (
+            sum(len(one.transfers) for one in its) >= limits.transfers_per_peer
+            or sum(len(one.transfers) for one in links) >= limits.transfers
+            or self._host.load["handler_calls"] >= limits.transfers
+        )
 
     def _open_reception(self, link: Link, transfer: int, header: Header, now: float) -> None:
         limits = self._limits
