@@ -15,7 +15,7 @@ import zmq.asyncio
 from tests.transports.tensors_setup import FAST, Shelf, ask_for, header_of, peer_of
 from tests.waiting import until_async
 
-from medley.transports.tensors import Curve, Limits, TensorPlane
+from medley.transports.tensors import Curve, Limits, Peer, TensorPlane
 from medley.transports.tensors.wire import Flag, Frame, Type, decode_frame, encode_header
 
 DATA = bytes(range(256)) * 40
@@ -263,3 +263,31 @@ async def test_there_is_no_room_beyond_the_limit_for_all_objects_together() -> N
         refused, why = await raw.hear(Type.REFUSE)
         assert (refused.transfer, refused.flags, why) == (2, Flag.BUSY, b"no room for another object now")
         raw.context.destroy(0)
+
+
+async def test_a_source_that_says_a_size_again_and_again_costs_one_buffer() -> None:
+    """Each buffer is as large as the source says it is, up to the largest object that is taken."""
+    made: list[int] = []
+
+    def buffer(nbytes: int) -> bytearray:
+        made.append(nbytes)
+        return bytearray(nbytes)
+
+    context = zmq.asyncio.Context()
+    source = context.socket(zmq.ROUTER)
+    source.linger = 0
+    try:
+        peer = Peer(f"tcp://127.0.0.1:{source.bind_to_random_port('tcp://127.0.0.1')}")
+        async with await TensorPlane.open("127.0.0.1", identity=None, limits=FAST, handler=Shelf()) as plane:
+            getting = asyncio.create_task(plane.get(peer, ask_for("b"), buffer))
+            route, asked, _ = await source.recv_multipart()
+            transfer, check = decode_frame(asked).transfer, xxhash.xxh3_64_intdigest(DATA)
+            for _ in range(50):
+                await source.send_multipart([route, Frame(Type.ACCEPT, transfer, total=len(DATA)).encode()])
+            assert decode_frame((await source.recv_multipart())[1]).type is Type.CREDIT
+            chunk = Frame(Type.CHUNK, transfer, length=len(DATA), check=check)
+            await source.send_multipart([route, chunk.encode(), DATA])
+            assert bytes(await getting) == DATA
+    finally:
+        context.destroy(0)
+    assert made == [len(DATA)]

@@ -185,6 +185,7 @@ class Get:
     answer: Callable[[memoryview | Exception], None]
     incoming: Incoming | None = None
     opened: bool = False
+    making: int | None = None  # the transfer for which a buffer was asked for
     digest: bytes = b""
 
     def begin(self, transfer: int, now: float) -> None:
@@ -196,7 +197,7 @@ class Get:
 
     def frame(self, frame: Frame, body: bytes, now: float) -> None:
         match frame.type:
-            case Type.ACCEPT if not self.opened:
+            case Type.ACCEPT if not self.opened and self.making != frame.transfer:
                 self._accepted(frame, body, now)
             case Type.WORKING if not self.opened:
                 self.attempt.alive(now)
@@ -264,6 +265,7 @@ class Get:
         elif self.incoming is None:
             self.digest = digest
             total, transfer = frame.total, self.attempt.transfer
+            self.making = transfer
             self.attempt.host.ask(
                 lambda: _made(self.into, total), lambda made, at: self._made(made, total, transfer, at)
             )
