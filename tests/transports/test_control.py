@@ -289,6 +289,15 @@ async def test_a_second_hello_ends_the_stream(authority, server, recorder) -> No
         await recorder.expect(("lost", "n1", "b1"))
 
 
+async def test_who_has_no_more_to_say_hears_that_the_stream_ended(authority, server, recorder) -> None:
+    async with raw_stream(server.control_address, authority.enrol("n1", "node", NOW_NS)) as call:
+        await call.write(wire.encode(HELLO))
+        await recorder.expect(("connected", "n1", "b1"), heard(HELLO))
+        await call.done_writing()
+        assert await call.details() == "the node left"
+        await recorder.expect(("lost", "n1", "b1"))
+
+
 async def test_strangers_on_the_ports_harm_nothing(authority, server, recorder) -> None:
     for address in (server.control_address, server.door_address):
         host, _, port = address.rpartition(":")

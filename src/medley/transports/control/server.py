@@ -231,7 +231,7 @@ class ControlServer:
         while not stream.ended.done():
             data = await context.read()
             if data is EOF:
-                self._end(stream, grpc.StatusCode.OK, "the node left")
+                self._end(stream, grpc.StatusCode.CANCELLED, "the node left")  # gRPC aborts no call with OK
             elif not stream.ended.done():
                 envelope = wire.decode(data)
                 if isinstance(envelope.message, Hello):
