@@ -192,6 +192,36 @@ def test_strangers_are_refused_and_silence_ends_the_connection(secret: str, cut:
     assert virtually(asked(), SOCKETS_S) == (code, b"")
 
 
+def test_a_stranger_whom_the_engine_hung_up_on_keeps_no_place_at_its_front() -> None:
+    """ZeroMQ ends within seconds who says nothing, and the front has places for so many connections only."""
+
+    async def served() -> bytes:
+        guests: list[asyncio.StreamWriter] = []
+
+        async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            guests.append(writer)
+            writer.write(b"hello" if len(guests) > 1 else b"")
+            writer.close()
+
+        async with await asyncio.start_server(engine, "127.0.0.1", 0) as server, TaskGroup() as tasks:
+            target = ("127.0.0.1", server.sockets[0].getsockname()[1])
+            front = Front("127.0.0.1", 0, target, OneLink(CLEAN).connection, VirtualTimer(), Limits(connections=1))
+            running = tasks.create_task(front.run())
+            reader, silent = await asyncio.open_connection("127.0.0.1", front.port)
+            assert await reader.read() == b""
+            said = b""
+            for _ in range(100):
+                await VirtualTimer().sleep(1.0)
+                reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+                said = said or await reader.read()
+                await hang_up(writer)
+            await hang_up(silent)
+            running.cancel()
+        return said
+
+    assert virtually(served(), SOCKETS_S) == b"hello"
+
+
 # -- the control plane ------------------------------------------------------------------------------------------------
 
 

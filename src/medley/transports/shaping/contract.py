@@ -51,6 +51,7 @@ class Limits:
     connections: int = 512
     request_s: float = 10.0
     connect_s: float = 10.0  # a handshake that would take longer fails, as a dialler's patience ends
+    grace_s: float = 10.0  # for one direction of a connection, after the other has ended; ZeroMQ closes both at once
     messages: int = 1024  # of the control plane on their way, in each direction
     silent_s: float = 10.0  # a control stream whose next message would take longer is dead, as its keepalive would find
 

@@ -81,13 +81,20 @@ class _Relay:
         far: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         streams: tuple[Sender, Sender],
     ) -> None:
-        """Carry both directions until one of them breaks or both have ended. `near` is this machine's own end."""
+        """Carry both directions until one of them breaks, or has ended and the other had its grace.
+
+        `near` is this machine's own end.
+        """
         up = Pipe(streams[0], self._timer, self._limits, self._went_up)
         down = Pipe(streams[1], self._timer, self._limits, self._came_down)
         try:
             async with TaskGroup() as tasks:
-                tasks.create_task(up.run(near[0], far[1]))
-                tasks.create_task(down.run(far[0], near[1]))
+                ways = [tasks.create_task(up.run(near[0], far[1])), tasks.create_task(down.run(far[0], near[1]))]
+                _, rest = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                if rest:
+                    await asyncio.wait(rest, timeout=self._limits.grace_s)
+                for way in rest:
+                    way.cancel()
         finally:
             near[1].close()
             far[1].close()
