@@ -222,6 +222,24 @@ def test_a_stranger_whom_the_engine_hung_up_on_keeps_no_place_at_its_front() -> 
     assert virtually(served(), SOCKETS_S) == b"hello"
 
 
+def test_a_front_that_is_stopped_ends_with_its_connections() -> None:
+    async def stopped() -> bytes:
+        async with await asyncio.start_server(echo, "127.0.0.1", 0) as server, TaskGroup() as tasks:
+            target = ("127.0.0.1", server.sockets[0].getsockname()[1])
+            front = Front("127.0.0.1", 0, target, OneLink(CLEAN).connection, VirtualTimer())
+            running = tasks.create_task(front.run())
+            reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            running.cancel()
+            await asyncio.wait([running])
+            rest = await reader.read()
+            await hang_up(writer)
+        return rest
+
+    assert virtually(stopped(), SOCKETS_S) == b""
+
+
 # -- the control plane ------------------------------------------------------------------------------------------------
 
 

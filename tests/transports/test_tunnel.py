@@ -177,6 +177,18 @@ async def test_a_node_that_vanishes_ends_its_pipes(pool: Bench) -> None:
     await until_async(lambda: not pool.relay.pairs(), what="the end of the pipe")
 
 
+async def test_a_gate_that_is_stopped_ends_at_once_with_all_its_pipes(pool: Bench) -> None:
+    async with engine(echo) as where:
+        gate = await pool.node("a", shard=where)
+        reader, writer, _ = await dial(gate, "shard")
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        pool.running[-1].cancel()
+        await asyncio.wait([pool.running[-1]])
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_pipe_in_which_nothing_moves_is_closed(tmp_path: Path) -> None:
     async with bench(tmp_path, replace(PATIENT, idle_s=0.3)) as pool, engine(echo) as where:
         await pool.node("b", shard=where)

@@ -49,8 +49,10 @@ class _Relay:
                     tasks.create_task(self._counted(met(reader, writer), writer))
 
             server = await asyncio.start_server(meet, sock=listener, limit=self._limits.piece_nbytes)
-            async with server:
+            try:
                 await asyncio.Event().wait()
+            finally:
+                server.close()  # and not waited for, as `async with` does: its connections end after this
 
     async def _counted(self, work: object, writer: asyncio.StreamWriter) -> None:
         self._open += 1

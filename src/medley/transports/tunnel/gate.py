@@ -56,9 +56,11 @@ class Gate:
                 self._tasks = tasks
                 server = await asyncio.start_server(self._met, LOOPBACK, 0, limit=self._limits.chunk_nbytes)
                 self.proxy = f"{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
-                async with server:
+                try:
                     ready()
                     await asyncio.Event().wait()
+                finally:
+                    server.close()  # and not waited for, as `async with` does: its pipes end after this
         finally:
             await self._line.close()
 
