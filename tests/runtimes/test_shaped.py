@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import until_async
 
 from medley.concurrency import TaskGroup
 from medley.protocol.codec import text
@@ -119,9 +121,9 @@ def test_a_shard_is_reached_by_its_front(tmp_path: Path) -> None:
             running = tasks.create_task(made.run())
             port = server.sockets[0].getsockname()[1]
             opened = Opened(Address(f"tcp://127.0.0.1:{port}", "key"))
-            assert made.reported("a", False, opened, here) is opened, "nobody dials a worker"
-            assert made.reported("a", True, Progress(1), here) == Progress(1)
-            fronted = made.reported("a", True, opened, here)
+            assert made.reported(("a", -1), False, opened, here) is opened, "nobody dials a worker"
+            assert made.reported(("a", 0), True, Progress(1), here) == Progress(1)
+            fronted = made.reported(("a", 0), True, opened, here)
             assert isinstance(fronted, Opened) and fronted.address.key == "key"
             assert fronted.address.endpoint != opened.address.endpoint
             reader, writer = await asyncio.open_connection("127.0.0.1", int(fronted.address.endpoint.split(":")[-1]))
@@ -134,6 +136,38 @@ def test_a_shard_is_reached_by_its_front(tmp_path: Path) -> None:
 
     assert asyncio.run(reached()) == b"hello"
     assert read_moved(tmp_path) == (5, 0)
+
+
+def test_a_front_ends_with_its_engine(tmp_path: Path) -> None:
+    """Or a shard that is started again and again takes one port after the other, until none is left."""
+
+    async def dialled() -> bool:
+        made = shaping(Network("good", machines="all"), tmp_path)
+        opened = Opened(Address("tcp://127.0.0.1:9", "key"))
+        async with TaskGroup() as tasks:
+            running = tasks.create_task(made.run())
+            ports = [_port(made.reported(("a", 0), True, opened, lambda: ("127.0.0.1", range(0)))) for _ in range(2)]
+            await until_async(lambda: free(ports[0]), what="the end of the front of the engine before")
+            kept = not free(ports[1])
+            made.ended(("a", 0))
+            await until_async(lambda: free(ports[1]), what="the end of the front")
+            running.cancel()
+        return kept
+
+    assert asyncio.run(dialled())
+
+
+def _port(report: object) -> int:
+    assert isinstance(report, Opened)
+    return int(report.address.endpoint.split(":")[-1])
+
+
+def free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_what_crossed_is_counted_over_the_lives_of_a_node(tmp_path: Path) -> None:

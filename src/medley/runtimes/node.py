@@ -304,6 +304,7 @@ class NodeHost:
             self._log.info("left", job=key[0], shard=key[1], reason=message.reason)
             if hosted.task is not None:
                 hosted.task.cancel()
+            self._shaping.ended(key)
             if not any(job == key[0] for job, _ in self._roles):
                 self._shaping.left(key[0])
 
@@ -381,18 +382,17 @@ class NodeHost:
         }
 
     def _reported(self, key: Key, process: EngineProcess, report: EngineReport) -> None:
-        report = self._shaping.reported(key[0], _is_dialled(key), report, self._listening)
-
         def act() -> None:
             hosted = self._roles.get(key)
             if hosted is None or hosted.process is not process:
                 return
             if isinstance(report, EngineExited):
                 hosted.process = None
+                self._shaping.ended(key)
             if not isinstance(report, Progress):
                 hit(f"node.hear.{type(report).__name__}")
             self._cause = hosted.causes.of(report)
-            self._give(key, EngineSaid(report))
+            self._give(key, EngineSaid(self._shaping.reported(key, _is_dialled(key), report, self._listening)))
             self._cause = ""
 
         self._events.put_nowait(act)

@@ -29,6 +29,7 @@ from medley.runtimes.clock import SystemClock
 from medley.transports.shaping import ControlLink, Front, Moved, Proxy, Sender
 
 MOVED = "network.json"
+Engine = tuple[JobId, int]  # a job and its shard, or its stage
 
 
 @dataclass(slots=True)
@@ -66,6 +67,7 @@ class ShapedLink:
         self._accesses: dict[Conditions, Access] = {}
         self._clock = SystemClock()
         self._serving: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
+        self._fronts: dict[Engine, Front] = {}
         self._tensors = self._access("ps_sync")
         self.compute_factor = self._tensors.conditions.compute_factor
         self.proxy: Proxy | None = None
@@ -98,12 +100,19 @@ class ShapedLink:
                 serve = await self._serving.get()
                 tasks.create_task(serve())
 
-    def fronted(self, address: Address, host: str, wanted: Sequence[int]) -> Address:
+    def fronted(self, engine: Engine, address: Address, host: str, wanted: Sequence[int]) -> Address:
         """The address for others of an engine that listens on loopback; any port where none of these is free."""
-        front = self._front(split(address.endpoint.removeprefix("tcp://")), host, wanted)
+        self.ended(engine)
+        front = self._fronts[engine] = self._front(split(address.endpoint.removeprefix("tcp://")), host, wanted)
         self._serving.put_nowait(front.run)
         bracketed = f"[{host}]" if ":" in host else host
         return replace(address, endpoint=f"tcp://{bracketed}:{front.port}")
+
+    def ended(self, engine: Engine) -> None:
+        """Nobody shall dial it any more."""
+        front = self._fronts.pop(engine, None)
+        if front is not None:
+            front.close()
 
     def _front(self, target: tuple[str, int], host: str, wanted: Sequence[int]) -> Front:
         def at(port: int) -> Front:
@@ -164,14 +173,21 @@ class Shaping:
                 told |= {HOST: LOOPBACK, PORTS: ""}  # others dial its front
         return told
 
-    def reported(self, job: JobId, is_shard: bool, report: Report, where: Callable[[], tuple[str, range]]) -> Report:
+    def reported(
+        self, engine: Engine, is_shard: bool, report: Report, where: Callable[[], tuple[str, range]]
+    ) -> Report:
         """An engine's report as the node may believe it: a shard is reached by its front, which listens at `where`."""
         if not is_shard or not isinstance(report, Opened):
             return report
-        link = self._own or self._of_jobs.get(job)
+        link = self._own or self._of_jobs.get(engine[0])
         if link is None or link.proxy is None:
             return report
-        return Opened(link.fronted(report.address, *where()))
+        return Opened(link.fronted(engine, report.address, *where()))
+
+    def ended(self, engine: Engine) -> None:
+        """The engine is gone, or about to go: so is its front."""
+        for link in self._links.values():
+            link.ended(engine)
 
     def note(self) -> None:
         """Keep what has crossed emulated links so far, this machine's earlier lives included, for who reports it."""

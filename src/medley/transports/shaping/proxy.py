@@ -175,10 +175,22 @@ class Front:
         self._target = target
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=128)
+        self._over = asyncio.Event()
         self.port: int = self._listener.getsockname()[1]
 
     async def run(self) -> None:
-        await self._relay.serve(self._listener, self._met)
+        """Until cancelled, or closed."""
+        try:
+            async with TaskGroup() as tasks:
+                serving = tasks.create_task(self._relay.serve(self._listener, self._met))
+                await self._over.wait()
+                serving.cancel()
+        finally:
+            self._listener.close()
+
+    def close(self) -> None:
+        """Its engine is gone: `run` ends, now or as soon as it is called."""
+        self._over.set()
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up, down = self._relay.streams()
