@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from random import Random
 
 import pytest
@@ -69,6 +70,21 @@ def test_a_cut_way_carries_nothing_until_it_is_mended() -> None:
     assert flight.nbytes == 0 and flight.again_s >= now_s + 0.3
     sender._way.cut = False
     assert sender.flight(flight.again_s, 100).nbytes == 100
+
+
+def test_a_partition_of_days_is_waited_for() -> None:
+    sender, now_s = opened(CLEAN)
+    sender._way.cut = True
+    for _ in range(2000):
+        now_s = sender.flight(now_s, 100).again_s
+    sender._way.cut = False
+    assert sender.flight(now_s, 100).nbytes == 100
+
+
+def test_a_link_that_lets_next_to_nothing_through_is_never_through_with_much() -> None:
+    hopeless = replace(CLEAN, loss=0.999)
+    took_s = transfer_s(*opened(hopeless), 10**6, lambda: steady_bytes_per_s(hopeless, "up"))
+    assert took_s == inf
 
 
 def test_two_streams_share_what_the_link_carries() -> None:

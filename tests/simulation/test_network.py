@@ -150,6 +150,13 @@ def test_a_transfer_that_stands_still_is_given_up() -> None:
     assert at == pytest.approx(1 + STALLED_NS / S, abs=0.5)
 
 
+def test_a_transfer_over_a_link_that_loses_all_but_nothing_is_given_up() -> None:
+    net = network("a", "b", conditions=Conditions(rtt_ms=100, loss=0.999))
+    ended = arrivals(net, [("a", "b", 3 * MB), ("a", "b", 100)])
+    assert [whole for _, whole in ended] == [False, False]
+    assert all(0 < at < 2 * STALLED_NS / S for at, _ in ended)
+
+
 def test_a_socket_that_closes_breaks_what_moves_there_and_frees_the_link() -> None:
     net = network("a", "b")
     ended = list[tuple[float, bool]]()

@@ -187,7 +187,7 @@ class Stream:
         if not self._backoff:
             self._threshold, self._peak, self._epoch_s = max(2.0, BETA * self._window), self._window, -1.0
             self._window = 1.0
-        wait_s = min(RTO_MAX_S, self._rto_s() * 2**self._backoff)
+        wait_s = min(RTO_MAX_S, self._rto_s() * 2 ** min(60, self._backoff))
         self._backoff, self._probing, self._landed = self._backoff + 1, False, 0
         return self._flown(0, now_s, now_s + wait_s)
 
@@ -275,7 +275,10 @@ def stream(conditions: Conditions, direction: Direction, chance: Chance, phase_s
 
 
 def transfer_s(sender: Stream, now_s: float, nbytes: int, steady: Callable[[], float] | None = None) -> float:
-    """From the first byte's sending to the last arrival in order; a long rest goes at `steady()` bytes a second."""
+    """From the first byte's sending to the last arrival in order; a long rest goes at `steady()` bytes a second.
+
+    Infinite where that is none at all.
+    """
     at_s, arrived_s, left = now_s, now_s, nbytes
     for number in range(1 << 30):
         flight = sender.flight(at_s, left)
@@ -284,7 +287,8 @@ def transfer_s(sender: Stream, now_s: float, nbytes: int, steady: Callable[[], f
         if left <= 0:
             break
         if steady is not None and number >= DRAWN_FLIGHTS:
-            return arrived_s - now_s + left / steady()
+            rate = steady()
+            return arrived_s - now_s + (left / rate if rate > 0 else inf)
     return arrived_s - now_s
 
 

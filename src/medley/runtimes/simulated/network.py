@@ -180,7 +180,7 @@ class Network:
             rate = way.stream_bytes_per_s
             first_ns = self.delay_ns(source, target, "ps_sync", 0) + _ramp_ns(way.rtt_ns, nbytes, rate)
         transfer.bytes_per_s = rate
-        small = nbytes <= WINDOW_NBYTES and not way.cycles and not self.blocked
+        small = rate > 0 and nbytes <= WINDOW_NBYTES and not way.cycles and not self.blocked
         if small or rate == inf:
             self.kernel.after(first_ns + int(nbytes / rate * S), self._over, transfer, True)
         else:
