@@ -349,9 +349,16 @@ for turn in range(5):
 """
 
 
-async def test_an_engine_that_cannot_be_connected_lives_on(pool: Bench) -> None:
-    """libzmq aborts the whole process where a SOCKS proxy refuses it and the socket is closed then."""
-    gate = await pool.node("a")
-    target = f"tcp://{gate.secret}.silent.{pipe_name('gone', b'')}:1"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", DIALS, gate.proxy, target)
-    assert await process.wait() == 0
+async def test_an_engine_that_cannot_be_connected_lives_on_and_asks_no_more_often_than_it_may(tmp_path: Path) -> None:
+    """libzmq aborts the whole process where a SOCKS proxy refuses it and the socket is closed then.
+
+    And it connects again 50 ms after a connection that stood has ended: one dead shard would cost the coordinator
+    twenty calls a second of every engine that wants it.
+    """
+    async with bench(tmp_path, replace(PATIENT, refused_s=20.0)) as pool, asyncio.timeout(DEADLINE_S):
+        gate = await pool.node("a")
+        pool.exchange.places[pipe_name("gone", b"")] = Place("gone", "a shard", "gone")
+        target = f"tcp://{gate.secret}.silent.{pipe_name('gone', b'')}:1"
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", DIALS, gate.proxy, target)
+        assert await process.wait() == 0
+        assert len(pool.exchange.called) == 5, "once for each of its sockets"

@@ -55,6 +55,7 @@ class Limits:
     take_s: float = 10.0  # for the target's node to take a call
     idle_s: float = 90.0  # without a byte in either direction; a ZeroMQ peer speaks every few seconds
     grace_s: float = 2.0  # for the other direction, after one has ended
+    refused_s: float = 0.5  # before an engine whose pipe came to nothing is let go; it is back 50 ms later
     request_s: float = 5.0  # for a local engine to say whom it wants
 
 

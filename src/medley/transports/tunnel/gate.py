@@ -5,7 +5,7 @@ ZeroMQ speaks SOCKS5 (RFC 1928) itself, so an engine needs no code for this: it 
 only. An engine of this very node is connected at once; any other through the coordinator.
 
 An engine is never refused: libzmq 4.3.5 aborts its process when it closes a socket that its proxy has refused. It is
-told that it is connected, and then the connection ends, which libzmq bears as it does a peer that is gone.
+told that it is connected, and a moment later the connection ends, which libzmq bears as it does a peer that is gone.
 """
 
 from __future__ import annotations
@@ -92,9 +92,17 @@ class Gate:
             _LOG.info("no pipe: %s", error)
             with contextlib.suppress(*GONE):
                 await engine.write(_ANSWER.pack(_VERSION, answer, 0, 1, bytes(4), 0))
+                if answer == _DONE:
+                    await self._hold(engine)
         finally:
             self._open -= 1
             await engine.close()
+
+    async def _hold(self, engine: SocketEnd) -> None:
+        """Let it believe that it is connected for a moment, unless it hangs up itself: it will ask again at once."""
+        async with asyncio.timeout(self._limits.refused_s):
+            while await engine.read():
+                pass
 
     def _request(self, host: str) -> tuple[Why, str]:
         secret, _, rest = host.partition(".")
