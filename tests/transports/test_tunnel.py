@@ -14,7 +14,7 @@ from typing import Any, cast
 import grpc.aio
 import pytest
 from tests.transports.shaping_setup import virtually
-from tests.transports.tunnel_setup import PATIENT, Bench, bench, dial, engine
+from tests.transports.tunnel_setup import NOW_NS, PATIENT, Bench, bench, dial, engine
 from tests.waiting import until_async
 
 from medley.protocol.errors import PeerError
@@ -288,10 +288,22 @@ async def test_a_revoked_node_loses_its_pipes_and_gets_none(pool: Bench) -> None
 async def test_certificates_of_others_are_refused(pool: Bench, tmp_path: Path) -> None:
     stranger = Authority.open(tmp_path / "other", 10**18).enrol("a", "node", 10**18)
     mixed = replace(stranger, authority_pem=pool.identity("a").authority_pem)
-    person = pool.authority.enrol("me", "operator", 10**18)
-    for identity in (mixed, person):
-        line = Line(pool.server.control_address, lambda one=identity: one, PATIENT)  # type: ignore[misc]
-        assert await refusal(line)
+    async with engine(echo) as where:
+        await pool.node("b", shard=where)
+        assert await refusal(Line(pool.server.control_address, lambda: mixed, PATIENT))
+    assert not pool.exchange.called
+
+
+async def test_an_operator_may_call_and_takes_no_calls(pool: Bench) -> None:
+    person = pool.authority.enrol("me", "operator", NOW_NS)
+    line = Line(pool.server.control_address, lambda: person, PATIENT)
+    async with engine(echo) as where:
+        await pool.node("b", shard=where)
+        async with line.open(pipe_name("shard", b""), Why.SILENT):
+            assert pool.exchange.told == [("operator me", "shard of b", Why.SILENT)]
+    with pytest.raises(PeerError, match="takes a certificate of role node"):
+        async with line.take(1):
+            pass
 
 
 async def test_there_are_not_more_pipes_than_allowed(tmp_path: Path) -> None:
