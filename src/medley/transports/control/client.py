@@ -1,8 +1,8 @@
 """A node's end of the control plane: one outbound stream, held for ever; and the one call that joins a fleet.
 
 Promises: Hello first on every stream, messages in order, never a blocked sender, and a new attempt after
-every loss, 0.1 s to 2 s later, jittered. What is said while disconnected is dropped: the statuses in the
-next Hello say it again.
+every loss, 0.1 s to 0.5 s later (2 s after a refusal), jittered. What is said while disconnected is dropped:
+the statuses in the next Hello say it again.
 """
 
 from __future__ import annotations
