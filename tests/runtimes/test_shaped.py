@@ -183,6 +183,17 @@ def test_what_crossed_is_counted_over_the_lives_of_a_node(tmp_path: Path) -> Non
     assert read_moved(tmp_path) == (0, 0)
 
 
+def test_a_disk_that_takes_no_note_costs_the_note_and_not_the_node(tmp_path: Path) -> None:
+    made = shaping(CELLULAR, tmp_path / "gone")
+    (link,) = links(made)
+    link.moved.up_nbytes = 100
+    made.note()
+    (tmp_path / "gone").mkdir()
+    made.note()
+    assert read_moved(tmp_path / "gone") == (100, 0), "written as soon as it can be"
+    hang_up(made)
+
+
 def test_an_outage_is_the_machines_whatever_the_class(tmp_path: Path) -> None:
     link = ShapedLink(Network("brownout", {"heartbeat": "brownout"}), "worker-1")
     other = ShapedLink(Network("brownout"), "worker-2")

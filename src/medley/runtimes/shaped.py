@@ -193,11 +193,13 @@ class Shaping:
         """Keep what has crossed emulated links so far, this machine's earlier lives included, for who reports it."""
         moved = [link.moved for link in self._links.values()]
         up, down = sum(one.up_nbytes for one in moved), sum(one.down_nbytes for one in moved)
-        if (up, down) != self._noted:
-            self._noted = up, down
-            fresh = self._file.with_suffix(".new")
+        if (up, down) == self._noted:
+            return
+        fresh = self._file.with_suffix(".new")
+        with contextlib.suppress(OSError):  # a full disk costs a figure, not the node
             fresh.write_text(json.dumps({"up_nbytes": up + self._before[0], "down_nbytes": down + self._before[1]}))
             fresh.replace(self._file)
+            self._noted = up, down
 
     def _made(self, network: Network) -> ShapedLink | None:
         if not network.shaped or not (self._trains or network.machines == "all"):
