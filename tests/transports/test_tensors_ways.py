@@ -111,6 +111,19 @@ def test_a_relayed_machine_is_tried_directly_less_and_less_often() -> None:
     assert tried == [60, 180, 420, 900, 1500, 2100, 2700, 3300, 3900]
 
 
+def test_where_one_connection_is_direct_again_the_others_follow() -> None:
+    """Calls and posts to one engine, and engines of one machine, have connections of their own."""
+    choice, way = Choice(AUTO), Way(SILENT, 0.0)
+    for _ in range(2):
+        choice.stands(PEER, way, 0.0)
+    assert choice.worth_a_probe(PEER, way, 60.0)
+    choice.stands(PEER, Way("", 60.0), 61.0)
+    assert choice.worth_a_probe(PEER, way, 62.0)
+    assert choice.other(PEER, Way("", 62.0), 66.0), "in vain: its port may be another"
+    assert not choice.worth_a_probe(PEER, way, 67.0)
+    assert choice.worth_a_probe(PEER, way, 127.0)
+
+
 # -- planes over pipes ------------------------------------------------------------------------------------------------
 
 

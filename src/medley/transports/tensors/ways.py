@@ -139,8 +139,13 @@ class Choice:
 
     def worth_a_probe(self, peer: Peer, way: Way, now: float) -> bool:
         """Whether to see if a relayed peer can be reached directly by now; asking counts as having tried."""
-        known = self.relayed.get(_host(peer)) if way.relayed and self.ways.transport == "auto" else None
-        if known is None or now < known.probe_at:
+        if not way.relayed or self.ways.transport != "auto":
+            return False
+        known = self.relayed.get(_host(peer))
+        if known is None:  # another connection to that machine stands directly; this one was not tried in vain just now
+            supposed = self.supposed.get(peer.endpoint)
+            return supposed is None or now >= supposed.until
+        if now < known.probe_at:
             return False
         known.probe_s = min(2 * known.probe_s, PROBE_LAST_S)
         known.probe_at, known.until = now + known.probe_s, now + REMEMBERED_S
