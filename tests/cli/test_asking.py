@@ -151,6 +151,13 @@ MISTAKES = {
         "--no-shard",
     ): "medley: --no-worker and --no-shard together leave this machine nothing to do",
     (
+        "join",
+        "--transport",
+        "grpc",
+        "--network",
+        "cellular",
+    ): "medley: --transport grpc leads past an emulated link, so it and --network exclude each other: drop one of them",
+    (
         "up",
         "--port",
         "7",

@@ -64,6 +64,11 @@ def command(
 
     if no_worker and no_shard:
         raise UserError("--no-worker and --no-shard together leave this machine nothing to do: drop one of them")
+    emulated = network_named(network)
+    if transport == "grpc" and emulated.shaped:
+        raise UserError(
+            "--transport grpc leads past an emulated link, so it and --network exclude each other: drop one of them"
+        )
     if address:
         split(address)
     if token:
@@ -79,7 +84,7 @@ def command(
             allow_code=allow_code,
             directory=Path(directory).expanduser() if directory else node_dir(),
             transport=transport,
-            network=network_named(network),
+            network=emulated,
         ),
         tell,
     )
