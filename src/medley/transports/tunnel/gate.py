@@ -4,8 +4,9 @@ ZeroMQ speaks SOCKS5 (RFC 1928) itself, so an engine needs no code for this: it 
 `<secret>.<why>.<name>` instead of a host. The secret is made anew in each life of the node and known to its engines
 only. An engine of this very node is connected at once; any other through the coordinator.
 
-An engine is never refused: libzmq 4.3.5 aborts its process when it closes a socket that its proxy has refused. It is
-told that it is connected, and a moment later the connection ends, which libzmq bears as it does a peer that is gone.
+An engine is never refused: libzmq 4.3.5 aborts its process when it closes a socket that its proxy has refused, or has
+hung up on before an answer. It is told that it is connected, and a moment later the connection ends, which libzmq bears
+as it does a peer that is gone.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Gate:
             _LOG.info("no pipe: %s", error)
             with contextlib.suppress(*GONE):
                 await engine.write(_ANSWER.pack(_VERSION, answer, 0, 1, bytes(4), 0))
-                if answer == _DONE:
+                if answer == _DONE and self._open <= self._limits.pipes_per_node:
                     await self._hold(engine)
         finally:
             self._open -= 1
