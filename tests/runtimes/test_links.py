@@ -15,7 +15,8 @@ from medley.jobs.finding import Finding
 from medley.protocol.errors import PeerError, UserError
 from medley.protocol.messages import Address, Called, EngineDown, EngineUp, Peers, Route, Routes, ToNode
 from medley.protocol.stages.words import STAGE
-from medley.runtimes.children.environment import GATE, TRANSPORT, transport
+from medley.runtimes.children import plane
+from medley.runtimes.children.environment import GATE, LINK, TRANSPORT, transport
 from medley.runtimes.links import Links, LinksFile, Relayed, name_of, read_links
 from medley.runtimes.switchboard import Switchboard
 from medley.transports.tunnel.contract import Place, Why
@@ -154,6 +155,19 @@ def test_a_transport_that_is_none_is_refused() -> None:
     assert transport("") == "auto"
     with pytest.raises(UserError, match="is no transport: write auto, direct or grpc"):
         transport("carrier pigeon")
+
+
+@pytest.mark.parametrize(("how", "emulated"), [("auto", True), ("direct", True), ("grpc", False)])
+def test_a_jobs_network_makes_nobody_dial_who_wants_only_grpc(
+    monkeypatch: pytest.MonkeyPatch, how: str, emulated: bool
+) -> None:
+    monkeypatch.setenv(TRANSPORT, how)
+    monkeypatch.setenv(GATE, "127.0.0.1:1 secret")
+    monkeypatch.setenv(LINK, "127.0.0.1:2 secret")
+    found = plane.ways()
+    assert (found.emulated is not None) == emulated
+    assert found.transport == ("direct" if emulated else "grpc")
+    assert (found.detour is not None) == (not emulated)
 
 
 def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: LinksFile, reachable: bool) -> list[Finding]:

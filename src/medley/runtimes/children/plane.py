@@ -73,11 +73,12 @@ class Admission:
 
 def ways() -> Ways:
     """What the parent says of the ways to other machines; direct ones only where it has no gate."""
+    wanted = transport()
     proxy, secret = emulated_link()
-    if secret:
+    if secret and wanted != "grpc":  # which is the machine's own wish, and goes before a job's
         return Ways("direct", emulated=Emulated(proxy, secret))  # a pipe would lead past the link
     proxy, secret = gate()
-    return ways_by(transport(), proxy, secret) if secret else Ways(transport())
+    return ways_by(wanted, proxy, secret) if secret else Ways(wanted)
 
 
 def ways_by(wanted: Transport, proxy: str, secret: str) -> Ways:
