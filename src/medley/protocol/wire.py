@@ -80,15 +80,26 @@ def encode(message: FromNode | ToNode, *, cause: str = "", term: int = 0) -> byt
 
 def decode(data: bytes) -> Envelope:
     """The envelope again. Raises FrameError for bytes that `encode` could not have made."""
+    message, envelope = _opened(data)
+    return Envelope(message, envelope.cause, envelope.term)
+
+
+def decode_message(data: bytes) -> Any:
+    """The message alone; FrameError as in `decode`."""
+    return _opened(data)[0]
+
+
+def _opened(data: bytes) -> tuple[Any, Any]:
+    """The message, and the envelope as protobuf has it."""
     envelope = _parsed(_ENVELOPE, data)
     name = envelope.WhichOneof("body")
     if name is None:
         raise FrameError("an envelope without a message")
-    shape, body, cause = _SHAPES[_BY_BODY[name]], getattr(envelope, name), envelope.cause
+    shape, body = _SHAPES[_BY_BODY[name]], getattr(envelope, name)
     if len(data) > SMALL_NBYTES:
-        _text(cause, "cause", MAX_TEXT_NBYTES)
+        _text(envelope.cause, "cause", MAX_TEXT_NBYTES)
         shape.within(body)
-    return Envelope(shape.read(body), cause, envelope.term)
+    return shape.read(body), envelope
 
 
 def encode_plain(value: Any) -> bytes:

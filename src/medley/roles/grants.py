@@ -22,7 +22,7 @@ from medley.roles.context import CHECKPOINT, MEASUREMENT, Context
 from medley.roles.roster import WorkerView
 
 AHEAD = 1  # leases beyond the one being computed
-LOOK_NS = 5 * NS_PER_S
+LOOK_NS = 15 * NS_PER_S  # how long everybody is taken at their word: between two looks only news matters
 HUNG_FLOOR_NS = 30 * NS_PER_S
 HUNG_LOOKS = 6  # at least, before a lease that takes too long has taken a sixth longer than it may
 SAMPLES = 3  # durations known before anything is late; until then only an engine that stands still ends a lease

@@ -161,9 +161,8 @@ class Node:
 
     def _tick_roles(self) -> None:
         now = self.world.kernel.now
-        for key in list(self.roles):
-            self._handle(key, TICK)
         for key, hosted in list(self.roles.items()):
+            self._handle(key, TICK)
             engine = hosted.engine
             if isinstance(engine, WorkerEngine) and engine.hung_ns and now - engine.hung_ns > SILENT_NS:
                 self.kill_engine(key, "silent", False)

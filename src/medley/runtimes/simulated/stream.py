@@ -72,7 +72,7 @@ class Way:
         for message, known in self.heard.values():
             if known == data:
                 return message
-        heard = wire.decode(data).message
+        heard = wire.decode_message(data)
         if type(heard) in REPEATED:
             self.heard[type(heard)] = (heard, data)
         return heard

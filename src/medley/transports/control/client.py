@@ -204,7 +204,7 @@ class _Session:
 
     async def _send_late(self, outbox: Outbox, up: Lane[bytes]) -> None:
         while (data := await outbox.take()) is not None:
-            await up.put(data, len(data), class_of(wire.decode(data).message))
+            await up.put(data, len(data), class_of(wire.decode_message(data)))
 
     async def _read_late(self, call: Any, down: Lane[wire.Envelope]) -> NoReturn:
         while True:
