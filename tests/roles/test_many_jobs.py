@@ -131,6 +131,25 @@ def test_the_vault_hears_one_list_for_all_jobs() -> None:
     assert any(diary.keys["a"] & keys and diary.keys["b"] & keys for keys in diary.lists)
 
 
+class OnItsList(Watcher):
+    """Whom each job has had admitted, after every step: nobody that it has forgotten."""
+
+    def handled(
+        self, world: World, who: str, key: tuple[str, int] | None, event: Event, effects: Sequence[fx.Effect]
+    ) -> None:
+        role = world.host.role if world.host is not None else None
+        for name, keys in role.admission.runs.items() if role is not None else ():
+            assert set(keys) <= set(role.runs[name].ctx.roster.keys()), f"{name} after {event}"
+
+
+def test_who_went_to_another_job_is_on_no_list_of_the_first_any_more() -> None:
+    """Were it revoked there, nobody would think of the first job, and its key would be admitted for ever."""
+    first = job("a", 0, samples=150, workers_min=1)
+    second = job("b", 38, samples=30, workers_min=2, seed=2, priority=1)
+    world = World(Setup(pool(3, 20.0), (first, second), "priority"), seed=3, watchers=[OnItsList()])
+    assert world.run(1200 * S, world.is_over), world.states
+
+
 @pytest.mark.parametrize("scheduler", NAMES)
 def test_jobs_keep_their_machines_over_a_restart_of_the_coordinator(scheduler: str) -> None:
     jobs = (job("a", 0, 60), job("b", 1, 60, workers_max=2, seed=2))

@@ -13,6 +13,7 @@ REGRESSIONS = {
     48: "a machine that stood still was told, when it went on, what a stream had said that was gone by then",
     669: "a job that was queued when its coordinator restarted never heard that machines with its shards had died",
     1512: "the checker took for lost what was unpinned at a machine that was no primary any more",
+    20349: "a machine that had gone from one job to another and was then revoked was still on the first job's keys",
     3829: "a worker that told the truth before it heard that its lie was refused was told to drop what was then merged",
 }
 BLOCKS = [range(start, start + 10) for start in range(1000, 1080, 10)]

@@ -124,13 +124,13 @@ def advance(ctx: Context, now_ns: int) -> None:
         _commit(ctx, complete, now_ns)
 
 
-def may_close(ctx: Context) -> bool:
-    """False if the round cannot be over yet, however many of those that are announced are here: then nobody need look.
-
-    What must be refused meanwhile is refused at the next tick.
-    """
+def only_waits(ctx: Context, update: UpdateId) -> bool:
+    """True if nothing follows from the arrival of this update: it may be merged, and its round is not over yet, however
+    many of those that are announced are here."""
     train, roster = ctx.prepared.spec.train, ctx.roster
-    return len(roster.whole) + len(roster.fresh) >= rounds.least(train, _expected(ctx))
+    if not roster.finite(update) or _staleness(ctx, update) > _bound(ctx, update):
+        return False
+    return len(roster.whole) + len(roster.fresh) < rounds.least(train, _expected(ctx))
 
 
 def _complete(ctx: Context) -> list[UpdateId]:

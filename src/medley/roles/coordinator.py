@@ -285,7 +285,7 @@ class Coordinator:
         for run in self._touch_jobs_of(node):
             if not run.over:
                 run.node_lost(node)
-                recovery.expel(run.ctx, node, active=run.ctx.job in self.working)
+                recovery.expel(run.ctx, node)
         return [Close(node, f"{node} was revoked: {reason}"), Explain(node, f"revoked: {reason}")]
 
     # -- engines of the coordinator itself ----------------------------------------------------------------------

@@ -28,27 +28,27 @@ def advance(ctx: Context, now_ns: int) -> None:
     if ctx.state.places:
         _seed_backup(ctx, now_ns)
         _enlist(ctx)
+    _strike_off_keys(ctx)
+    if ctx.state.places:
         _introduce(ctx)
 
 
 def lose_shard(ctx: Context, node: NodeId, shard: int, reason: str) -> None:
     """A replica's memory is gone."""
+    ctx.news += 1
     ctx.roster.replicas.pop((node, shard), None)
     ctx.roster.forget((node, shard))
     if any(p.shard == shard and node in replica_nodes(p) for p in ctx.state.places):
         ctx.lost_shards.setdefault((node, shard), reason)
 
 
-def expel(ctx: Context, node: NodeId, *, active: bool) -> None:
-    """A revoked node keeps no shard and no key: everybody who admitted its keys is told a list without them."""
+def expel(ctx: Context, node: NodeId) -> None:
+    """A revoked node keeps no shard and no key."""
     for holder, shard in list(ctx.roster.replicas):
         if holder == node:
             lose_shard(ctx, node, shard, f"{node} was revoked")
     for engine in [one for one in ctx.roster.addresses if one[0] == node]:
         ctx.roster.forget(engine)
-    ctx.roster.keys_number = ctx.roster.lists.next()
-    if active:
-        ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), ctx.vault))
 
 
 def _notice_absent_hosts(ctx: Context, now_ns: int) -> None:
@@ -159,7 +159,13 @@ def _roll_back(ctx: Context, now_ns: int) -> None:
 def begin_generation(ctx: Context, now_ns: int) -> None:
     """Nothing volatile survives a rollback, except where the engines listen."""
     old = ctx.roster
-    ctx.roster = Roster(addresses=old.addresses, numbers=old.numbers, keys_number=old.keys_number, lists=old.lists)
+    ctx.roster = Roster(
+        addresses=old.addresses,
+        numbers=old.numbers,
+        keys_number=old.keys_number,
+        listed_too_many=old.listed_too_many,
+        lists=old.lists,
+    )
     ctx.forget_pins()
     ctx.saving = None
     ctx.lost_shards.clear()
@@ -204,6 +210,13 @@ def _shard_assignment(ctx: Context, place: ShardPlace) -> AssignShard:
     version = ctx.state.checkpoints[-1].version
     threads = ctx.prepared.spec.train.threads
     return AssignShard(ctx.job, ctx.generation, place.shard, ctx.state.plan, place.blocks, version, threads)
+
+
+def _strike_off_keys(ctx: Context) -> None:
+    """Whoever is gone is on no list any more, whatever becomes of it later: everybody who admits it hears a new one."""
+    if ctx.roster.listed_too_many:
+        ctx.roster.relist()
+        ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), ctx.vault))
 
 
 def _introduce(ctx: Context) -> None:

@@ -75,6 +75,7 @@ class Roster:
     addresses: dict[Engine, Address] = field(default_factory=dict)
     numbers: dict[Engine, int] = field(default_factory=dict)
     keys_number: int = 0  # of this run's newest list
+    listed_too_many: bool = False  # that list names an engine that was forgotten since
     lists: KeyLists = field(default_factory=KeyLists)
     updates: dict[UpdateId, InFlight] = field(default_factory=dict)
     sent: dict[NodeId, dict[UpdateId, InFlight]] = field(default_factory=dict)  # the same of each machine
@@ -102,11 +103,16 @@ class Roster:
         return True
 
     def forget(self, engine: Engine) -> None:
-        self.addresses.pop(engine, None)
+        if self.addresses.pop(engine, None) is not None:
+            self.listed_too_many = True
         self.numbers.pop(engine, None)
         self.whole_at = None
         for held in self.staged.values():
             held.pop(engine, None)
+
+    def relist(self) -> None:
+        """Whoever is known now is on a new list."""
+        self.keys_number, self.listed_too_many = self.lists.next(), False
 
     def keys(self) -> tuple[str, ...]:
         return tuple(sorted({a.key for a in self.addresses.values() if a.key}))

@@ -293,7 +293,7 @@ class Run:
     def _is_merged_later(self, message: Staged, now_ns: int) -> bool:
         """One more part is here, and nothing can be committed yet."""
         ctx = self.ctx
-        if ctx.roster.complete(message.update, self.state.places) and commits.may_close(ctx):
+        if ctx.roster.complete(message.update, self.state.places) and not commits.only_waits(ctx, message.update):
             news = ctx.news
             commits.advance(ctx, now_ns)
             return ctx.news == news

@@ -404,6 +404,13 @@ RUN = [
 
 RECOVERY = [
     _bug(
+        "whose key is forgotten stays on the list",
+        ROLES + "recovery",
+        "    if ctx.roster.listed_too_many:\n",
+        "    if False:\n",
+        "S1",
+    ),
+    _bug(
         "a shard of an earlier generation counts",
         ROLES + "reconcile",
         "    if status.generation != ctx.generation:\n        return\n    key = (node, status.shard)\n",
