@@ -318,7 +318,8 @@ class Run:
             case EngineDown():
                 self._engine_down(node, message)
             case PeersSet():
-                self._replica(node, message.shard).peers = message.number
+                replica = self._replica(node, message.shard)
+                replica.peers = max(replica.peers, message.number)  # one that comes late takes nothing back
             case Ready():
                 self._ready(node, message)
             case BaseWanted():
@@ -367,6 +368,8 @@ class Run:
         elif another and self._replica(node, message.shard).ready:
             recovery.lose_shard(ctx, node, message.shard, "its engine is a new one")
             ctx.roster.introduce(engine, message.address)
+        else:
+            self._replica(node, message.shard).peers = 0  # it knows nobody yet
         ctx.run(SetPeers(ctx.roster.keys_number, ctx.roster.keys(), ctx.vault))
 
     def _engine_down(self, node: NodeId, message: EngineDown) -> None:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Checkpoints(Watcher):
-    """`wrote`: which node said that it wrote which file; `visible`: what the vault has sealed."""
+    """`wrote`: what each node said of the part that it wrote into which file; `visible`: what the vault has sealed."""
 
     def __init__(self, book: Book) -> None:
         self.book = book
-        self.wrote: dict[tuple[JobId, str], tuple[NodeId, Generation, Version, int]] = {}
+        self.wrote: dict[tuple[JobId, str, NodeId], m.PartWritten] = {}
         self.visible: dict[JobId, set[tuple[Generation, Version]]] = {}
 
     def handled(
@@ -36,7 +36,7 @@ class Checkpoints(Watcher):
             return
         match event:
             case Heard(node, m.PartWritten() as said):
-                self.wrote[said.job, said.file] = (node, said.generation, said.version, said.shard)
+                self.wrote[said.job, said.file, node] = said
             case _:
                 pass
         for effect in effects:
@@ -56,9 +56,9 @@ class Checkpoints(Watcher):
         for part in command.parts:
             if (part.generation, part.version) != (command.generation, command.version):
                 raise Violation("C1", f"checkpoint {command.version} has a part of {part.version}")
-            wrote = self.wrote.get((account.job, part.file))
-            if wrote is None or wrote[3] != part.shard or wrote[0] != account.places[part.shard].primary:
-                raise Violation("S1", f"the part of shard {part.shard} was said to be written by {wrote}")
+            primary = account.places[part.shard].primary
+            if self.wrote.get((account.job, part.file, primary)) != part:
+                raise Violation("S1", f"{part} is sealed, and {primary} did not say that")
         wanted = account.checkpoints[-(account.spec.checkpoint.keep - 1) :] if account.spec.checkpoint.keep > 1 else []
         if not {*wanted, command.version} <= set(command.keep):
             raise Violation("C3", f"only {command.keep} are kept, of {account.checkpoints}")

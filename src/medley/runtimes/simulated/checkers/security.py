@@ -109,12 +109,10 @@ class Security(Watcher):
                 raise Violation("S3", f"updates that wait: {of}, allowed are {limit} of one worker")
 
     def _dropped(self, world: World, job: JobId, update: UpdateId, effects: Sequence[Effect]) -> None:
-        """What is refused is dropped by every shard that can be reached, at once."""
-        told = {
-            (effect.node, effect.message.shard)
-            for effect in effects
-            if isinstance(effect, Send) and isinstance(effect.message, m.Drop) and update in effect.message.updates
-        }
+        """What is refused is dropped by every shard that can be reached, at once; one that begins now has nothing."""
+        said = [(effect.node, effect.message) for effect in effects if isinstance(effect, Send)]
+        told = {(node, x.shard) for node, x in said if isinstance(x, m.Drop) and update in x.updates}
+        told |= {(node, x.shard) for node, x in said if isinstance(x, m.AssignShard)}
         account, coordinator = self.book.jobs[job], world.coordinator
         if coordinator is None or account.state != "running":
             return
