@@ -16,7 +16,7 @@ from typing import Any
 
 MS = 1_000_000
 S = 1_000 * MS
-COLLECT_EVERY = 50_000  # new objects; Python's own habit, 700, costs a twentieth of a run and finds next to nothing
+COLLECT_EVERY = 5_000  # new objects; Python's own habit, 700, costs a twentieth of a run and finds little
 
 
 @contextmanager
