@@ -121,7 +121,7 @@ class CoordinatorStage:
         raise AssertionError(f"no such event: {words}")
 
     def _read(self, words: list[str]) -> Any:
-        if words[0] in ("PeersKnown", "PeersSet"):
+        if words[0] in ("PeersKnown", "PeersSet") and not words[-1].startswith("number="):
             words = [*words, f"number={self.coordinator.runs[JOB].ctx.roster.keys_number}"]
         return read(words, JOB, self.generation)
 

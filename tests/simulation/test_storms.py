@@ -14,7 +14,7 @@ REGRESSIONS = {
     669: "a job that was queued when its coordinator restarted never heard that machines with its shards had died",
     1512: "the checker took for lost what was unpinned at a machine that was no primary any more",
     20349: "a machine that had gone from one job to another and was then revoked was still on the first job's keys",
-    20168: "an old acknowledgement of a list of keys that came again took back a newer one: a backup was never introduced",
+    20168: "an old acknowledgement of a list of keys took back a newer one: a backup was never introduced",
     40072: "the checker took the word of a liar, which the coordinator had refused, for that of the primary",
     40995: "the checker wanted a replica that was only just chosen to be told what to drop",
     3829: "a worker that told the truth before it heard that its lie was refused was told to drop what was then merged",
