@@ -41,6 +41,10 @@ def announced(ctx: Context, node: NodeId, report: UpdateReady, now_ns: int) -> N
             ctx.roster.refuse(report.update)
         ctx.send(node, verdict)
         return
+    sync, waiting = ctx.prepared.spec.train.sync, len(ctx.roster.sent_by(node))
+    if sync.mode != "sync" and waiting >= sync.in_flight:  # nobody honest: more were not given a base
+        ctx.out.append(Reject(node, f"update {report.update}: {waiting} of its updates wait already"))
+        return
     ctx.unpin_everything_of(node)
     worker = ctx.roster.workers.get(node)
     if worker is not None:
