@@ -18,6 +18,7 @@ REGRESSIONS = {
     40072: "the checker took the word of a liar, which the coordinator had refused, for that of the primary",
     40995: "the checker wanted a replica that was only just chosen to be told what to drop",
     3280: "a worker that announced a lease which it had no base for had more updates under way than it may",
+    3566: "what an engine had said of itself, said again after another had followed it, took that one's key away",
     3829: "a worker that told the truth before it heard that its lie was refused was told to drop what was then merged",
 }
 BLOCKS = [range(start, start + 10) for start in range(1000, 1080, 10)]

@@ -161,6 +161,7 @@ def begin_generation(ctx: Context, now_ns: int) -> None:
     old = ctx.roster
     ctx.roster = Roster(
         addresses=old.addresses,
+        lives=old.lives,
         numbers=old.numbers,
         keys_number=old.keys_number,
         listed_too_many=old.listed_too_many,

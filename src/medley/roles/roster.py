@@ -6,6 +6,7 @@ that contains the worker's own, so nobody is told to connect to a socket that wo
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from medley.protocol.messages import Address, HeldUpdate, Route, UpdateReady
 from medley.protocol.records import ShardPlace
 
 Engine = tuple[NodeId, int]  # shard -1: the node's worker
+LIVES_MAX = 16
 REFUSED_MAX = 1024  # verdicts that are remembered: far more than are ever on their way to honest workers
 
 
@@ -73,6 +75,7 @@ class Roster:
     workers: dict[NodeId, WorkerView] = field(default_factory=dict)
     replicas: dict[Engine, ReplicaView] = field(default_factory=dict)
     addresses: dict[Engine, Address] = field(default_factory=dict)
+    lives: dict[Engine, deque[Address]] = field(default_factory=dict)  # all that each has had, the newest last
     numbers: dict[Engine, int] = field(default_factory=dict)
     keys_number: int = 0  # of this run's newest list
     listed_too_many: bool = False  # that list names an engine that was forgotten since
@@ -94,9 +97,12 @@ class Roster:
         return self.lists.vault
 
     def introduce(self, engine: Engine, address: Address) -> bool:
-        """Remember where an engine listens; True if that is new."""
-        if self.addresses.get(engine) == address:
+        """Remember where an engine listens; True if that is new. One that another has followed does not come back."""
+        lives = self.lives.setdefault(engine, deque(maxlen=LIVES_MAX))
+        if self.addresses.get(engine) == address or (address in lives and address != lives[-1]):
             return False
+        if address not in lives:
+            lives.append(address)
         self.addresses[engine] = address
         self.keys_number = self.lists.next()
         self.numbers[engine] = self.keys_number
